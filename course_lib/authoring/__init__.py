@@ -1,0 +1,1 @@
+"""Masters become notebooks here: reading, generating, executing, scaffolding."""
