@@ -1,0 +1,182 @@
+"""How the kernels are launched: tile sizes, warps and pipeline depth, and the list of it all.
+
+The table is data, not a search: a learner waits for no tuning run, and every entry can be
+compiled, and its registers and spills read, on a machine without a GPU. ``LAUNCHES`` is that
+list; the gate in ``tests/flash_attention/test_compile_gate.py`` compiles it.
+
+How an entry is chosen: the largest tiles that the architecture holds without spilling a register,
+causal and not. Sizes that a benchmark on the GPU found to be faster come first where there is a
+recorded run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from course_lib.runtime.crosscompile import Launch
+
+__all__ = [
+    "COMPILED_TABLE",
+    "HEAD_DIMS",
+    "LAUNCHES",
+    "TABLE",
+    "LaunchConfig",
+    "block_d",
+    "launch_config",
+    "table_architecture",
+]
+
+#: Registers, spills and shared memory of every launch, as last compiled.
+COMPILED_TABLE = Path(__file__).with_name("compiled.json")
+
+#: Head dimensions that the kernels take: any number in this range, padded to a power of two.
+HEAD_DIMS = range(16, 257)
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchConfig:
+    """Tile sizes in queries and keys, warps a program, and depth of the software pipeline."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    num_warps: int
+    num_stages: int
+
+
+# kernel → architecture → bytes an element → BLOCK_D → (BLOCK_M, BLOCK_N, num_warps, num_stages)
+#@TABLE-BEGIN
+TABLE: dict[str, dict[int, dict[int, dict[int, tuple[int, int, int, int]]]]] = {
+    "fwd": {},
+    "bwd_dkdv": {},
+    "bwd_dq": {},
+}
+#@TABLE-END
+
+# On CPU, under the interpreter: few programs and few steps, each as large as NumPy likes, but
+# small and unequal enough that a short sequence still has several ragged blocks.
+INTERPRETED = {
+    "fwd": LaunchConfig(64, 32, 4, 1),
+    "bwd_dkdv": LaunchConfig(32, 64, 4, 1),
+    "bwd_dq": LaunchConfig(64, 32, 4, 1),
+}
+PREPROCESS = LaunchConfig(BLOCK_M=64, BLOCK_N=0, num_warps=4, num_stages=1)
+
+
+def block_d(head_dim: int) -> int:
+    """The head dimension as a tile sees it: rounded up to a power of two, 16 at least.
+
+    The padding is computed with and thrown away: D = 72 costs what D = 128 costs.
+    """
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def table_architecture(capability: tuple[int, int]) -> int | None:
+    """Which rows of the table a GPU of this compute capability uses; None where it has none.
+
+    GPUs that are not listed use the rows of the closest relative with as much shared memory or
+    less: sm_87 those of sm_86, sm_103 those of sm_100, sm_120 (99 KB, as sm_89) those of sm_89.
+    """
+    major, minor = capability
+    version = 10 * major + minor
+    if version < 75:
+        return None
+    if version >= 110:
+        return 89
+    return max(arch for arch in (75, 80, 86, 89, 90, 100) if arch <= version)
+
+
+def launch_config(kernel: str, arch: int | None, head_dim: int, itemsize: int) -> LaunchConfig:
+    """Look up one kernel's configuration.
+
+    Args:
+        kernel: "fwd", "bwd_preprocess", "bwd_dkdv" or "bwd_dq".
+        arch: What :func:`table_architecture` gave; None under the interpreter.
+        head_dim: D, in elements.
+        itemsize: Bytes an element: 2 or 4.
+    """
+    if kernel == "bwd_preprocess":
+        return PREPROCESS
+    if arch is None:
+        return INTERPRETED[kernel]
+    return LaunchConfig(*TABLE[kernel][arch][itemsize][block_d(head_dim)])
+
+
+# ---- the list for the compile gate ---------------------------------------------------------
+
+
+def signature_of(kernel: Any, dtype: str) -> dict[str, str]:
+    """Types of a kernel's run-time arguments, read off their names as this chapter spells them."""
+    types = {}
+    for name in kernel.arg_names:
+        if name in ("lse_ptr", "dlse_ptr", "delta_ptr"):
+            types[name] = "*fp32"
+        elif name.endswith("_ptr"):
+            types[name] = f"*{dtype}"
+        elif name.startswith("scale"):
+            types[name] = "fp32"
+        elif name.startswith("stride_") or name in ("Hq", "Tq", "Tk"):
+            types[name] = "i32"
+    return types
+
+
+def kernel_launch(
+    kernel: str, arch: int, head_dim: int, dtype: str, *, causal: bool, group: int, **config: int
+) -> Launch:
+    """One launch; ``config`` overrides the table's BLOCK_M, BLOCK_N, num_warps, num_stages."""
+    from . import kernels
+
+    function = getattr(kernels, f"flash_attention_{kernel}_kernel")
+    itemsize = 4 if dtype == "fp32" else 2
+    if not config:
+        config = dataclasses.asdict(launch_config(kernel, arch, head_dim, itemsize))
+    constexprs = {
+        "GROUP": group,
+        "CAUSAL": causal,
+        "ALIGN": 16,
+        "D": head_dim,
+        "BLOCK_D": block_d(head_dim),
+        "BLOCK_M": config["BLOCK_M"],
+        "BLOCK_N": config["BLOCK_N"],
+    }
+    signature = signature_of(function, dtype)
+    mask = "causal" if causal else "full"
+    return Launch(
+        name=f"{kernel}/sm_{arch}/d{head_dim}/{dtype}/{mask}/group{group}",
+        kernel=function,
+        signature=signature,
+        constexprs={n: v for n, v in constexprs.items() if n in function.arg_names},
+        arch=arch,
+        num_warps=config["num_warps"],
+        num_stages=config["num_stages"],
+    )
+
+
+def _launches() -> Iterator[Launch]:
+    for kernel, architectures in TABLE.items():
+        for arch, by_itemsize in architectures.items():
+            for itemsize, by_block_d in by_itemsize.items():
+                dtype = "fp32" if itemsize == 4 else "fp16" if arch == 75 else "bf16"
+                for head_dim in by_block_d:
+                    for causal in (False, True):
+                        yield kernel_launch(kernel, arch, head_dim, dtype, causal=causal, group=1)
+    # What the rows above do not show: padded head dimensions, grouped heads, the other half dtype.
+    for arch in (80, 89, 90, 100):
+        for kernel in TABLE:
+            yield kernel_launch(kernel, arch, 72, "bf16", causal=True, group=1)
+            yield kernel_launch(kernel, arch, 80, "bf16", causal=False, group=1)
+            yield kernel_launch(kernel, arch, 128, "fp16", causal=True, group=4)
+            yield kernel_launch(kernel, arch, 128, "bf16", causal=True, group=4)
+    for arch in (75, 80, 86, 89, 90, 100):
+        for head_dim in (64, 256):
+            dtype = "fp16" if arch == 75 else "bf16"
+            yield kernel_launch("bwd_preprocess", arch, head_dim, dtype, causal=False, group=1)
+
+
+def __getattr__(name: str) -> Any:
+    # A list of kernels needs Triton; looking a configuration up does not.
+    if name == "LAUNCHES":
+        return list(_launches())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
