@@ -1,0 +1,1 @@
+"""Exercises, checks and verdicts. `exercise.py` holds the record that everything else is made from."""

@@ -1,0 +1,167 @@
+"""What the learner has tried, predicted and recalled: one SQLite file under `COURSE_HOME`.
+
+Each call opens the file, writes one transaction and closes it, so that a kernel may be killed at
+any moment and two notebooks may be open at once. A store that cannot be read or written costs a
+warning, never the learner's cell.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS attempt (
+    id INTEGER PRIMARY KEY, exercise TEXT NOT NULL, status TEXT NOT NULL, stage TEXT NOT NULL,
+    misconception TEXT, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS hint (
+    id INTEGER PRIMARY KEY, exercise TEXT NOT NULL, rung INTEGER NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS prediction (
+    id INTEGER PRIMARY KEY, question TEXT NOT NULL, value TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS recall (
+    id INTEGER PRIMARY KEY, question TEXT NOT NULL, correct INTEGER NOT NULL, at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS attempt_by_exercise ON attempt (exercise, id);
+"""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a learner stands with one exercise.
+
+    Attributes:
+        status: "passed" once it has passed, else the status of the last attempt, else "new".
+        attempts: How many checks ran on written code.
+        failures_in_a_row: Failed checks since the last pass.
+        minutes: From the first attempt to the first pass (or to the last attempt), 30 at most
+            for a pause.
+    """
+
+    status: str = "new"
+    attempts: int = 0
+    failures_in_a_row: int = 0
+    minutes: float = 0.0
+
+
+def home() -> Path:
+    """Where the course keeps the learner's data: `COURSE_HOME`, or the user's data directory."""
+    if os.environ.get("COURSE_HOME"):
+        return Path(os.environ["COURSE_HOME"])
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("threshold-to-flashattention", appauthor=False))
+
+
+def store_path() -> Path:
+    """The SQLite file."""
+    return home() / "progress.sqlite3"
+
+
+@contextmanager
+def _store() -> Iterator[sqlite3.Connection]:
+    store_path().parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(store_path(), timeout=5.0)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(SCHEMA)
+        with connection:
+            yield connection
+
+
+def _write(sql: str, *values: object) -> None:
+    try:
+        with _store() as store:
+            store.execute(sql, values)
+    except (sqlite3.Error, OSError) as error:
+        _cannot("saved", error)
+
+
+def _read(sql: str, *values: object) -> list[tuple]:
+    try:
+        with _store() as store:
+            return store.execute(sql, values).fetchall()
+    except (sqlite3.Error, OSError) as error:
+        _cannot("read", error)
+        return []
+
+
+def _cannot(verb: str, error: Exception) -> None:
+    advice = "Your code is not affected. Move that file away to start a new record."
+    warnings.warn(
+        f"Progress could not be {verb} at {store_path()}: {error}. {advice}", stacklevel=4
+    )
+
+
+def record_attempt(exercise: str, status: str, stage: str, misconception: str | None) -> None:
+    """Record one check."""
+    _write(
+        "INSERT INTO attempt (exercise, status, stage, misconception, at) VALUES (?, ?, ?, ?, ?)",
+        exercise,
+        status,
+        stage,
+        misconception,
+        time.time(),
+    )
+
+
+def standing(exercise: str) -> Standing:
+    """Where the learner stands with one exercise."""
+    rows = _read("SELECT status, at FROM attempt WHERE exercise = ? ORDER BY id", exercise)
+    tried = [(status, at) for status, at in rows if status != "todo"]
+    if not tried:
+        return Standing("todo" if rows else "new")
+    statuses = [status for status, _ in tried]
+    failures = next((i for i, s in enumerate(reversed(statuses)) if s != "failed"), len(statuses))
+    until = statuses.index("passed") + 1 if "passed" in statuses else len(tried)
+    times = [rows[0][1]] + [at for _, at in tried[:until]]
+    seconds = sum(min(b - a, 1800.0) for a, b in zip(times, times[1:], strict=False))
+    status = "passed" if "passed" in statuses else statuses[-1]
+    return Standing(status, len(tried), failures, seconds / 60)
+
+
+def record_hint(exercise: str, rung: int) -> None:
+    """Record that a rung of the help ladder was shown."""
+    _write("INSERT INTO hint (exercise, rung, at) VALUES (?, ?, ?)", exercise, rung, time.time())
+
+
+def rungs_shown(exercise: str) -> int:
+    """How many rungs of the help ladder the learner has seen."""
+    rows = _read("SELECT COALESCE(MAX(rung), 0) FROM hint WHERE exercise = ?", exercise)
+    return rows[0][0] if rows else 0
+
+
+def record_prediction(question: str, value: str) -> None:
+    """Record what the learner predicted."""
+    _write(
+        "INSERT INTO prediction (question, value, at) VALUES (?, ?, ?)",
+        question,
+        value,
+        time.time(),
+    )
+
+
+def last_prediction(question: str) -> str | None:
+    """The learner's last prediction, or None."""
+    sql = "SELECT value FROM prediction WHERE question = ? ORDER BY id DESC LIMIT 1"
+    rows = _read(sql, question)
+    return rows[0][0] if rows else None
+
+
+def record_recall(question: str, correct: bool) -> None:
+    """Record an answer to a recall question."""
+    _write(
+        "INSERT INTO recall (question, correct, at) VALUES (?, ?, ?)",
+        question,
+        int(correct),
+        time.time(),
+    )
+
+
+def recalls(question: str) -> list[tuple[bool, float]]:
+    """Answers to a recall question so far: correct or not, and when (seconds since 1970)."""
+    rows = _read("SELECT correct, at FROM recall WHERE question = ? ORDER BY id", question)
+    return [(bool(correct), at) for correct, at in rows]
