@@ -151,13 +151,13 @@ def last_prediction(question: str) -> str | None:
     return rows[0][0] if rows else None
 
 
-def record_recall(question: str, correct: bool) -> None:
-    """Record an answer to a recall question."""
+def record_recall(question: str, correct: bool, at: float | None = None) -> None:
+    """Record an answer to a recall question, given now or `at` (seconds since 1970)."""
     _write(
         "INSERT INTO recall (question, correct, at) VALUES (?, ?, ?)",
         question,
         int(correct),
-        time.time(),
+        time.time() if at is None else at,
     )
 
 
@@ -165,3 +165,12 @@ def recalls(question: str) -> list[tuple[bool, float]]:
     """Answers to a recall question so far: correct or not, and when (seconds since 1970)."""
     rows = _read("SELECT correct, at FROM recall WHERE question = ? ORDER BY id", question)
     return [(bool(correct), at) for correct, at in rows]
+
+
+def chapters_begun() -> set[str]:
+    """The packages of the chapters in which the learner has tried, predicted or recalled."""
+    rows = _read(
+        "SELECT exercise FROM attempt UNION SELECT question FROM prediction "
+        "UNION SELECT question FROM recall"
+    )
+    return {name.split(".")[0] for (name,) in rows}

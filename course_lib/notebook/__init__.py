@@ -1,0 +1,1 @@
+"""What a notebook shows: cards, figures, questions, labs and the learner's progress."""

@@ -1,0 +1,1 @@
+"""The first ten minutes: bytes, one kernel, one check."""
