@@ -34,7 +34,7 @@ from course_lib.grading.exercise import (
     find_exercise,
 )
 from course_lib.grading.verdict import Verdict
-from course_lib.runtime.interpreter import interpreted
+from course_lib.runtime.interpreter import KernelError, interpreted
 from course_lib.runtime.measure import measure_memory
 
 STAFF_MARK = "__course_staff_version__"
@@ -54,7 +54,7 @@ class Outcome:
     def is_like(self, other: Outcome, want: Expected) -> bool:
         """Whether both returned the same values within the tolerance, or raised alike."""
         if self.error or other.error:
-            return type(self.error) is type(other.error) and str(self.error) == str(other.error)
+            return _what_went_wrong(self.error) == _what_went_wrong(other.error)
         as_truth = Expected(other.value, want.like, want.tolerance)
         return _same_structure(self.value, other.value) and compare(self.value, as_truth) is None
 
@@ -284,9 +284,14 @@ def _failed(run: Run, case: Case, message: str, mismatch: Mismatch | None = None
 
 
 def _raised(run: Run, case: Case, error: Exception) -> Verdict:
-    line = _learners_line(error, run.answer)
-    where = f" (line {line[0]}: `{line[1]}`)" if line else ""
-    verdict = _failed(run, case, f"It raised {type(error).__name__}: {_first_line(error)}{where}")
+    if isinstance(error, KernelError):
+        where = f" Line {error.line}: `{error.source}`." if error.source else ""
+        message = f"{_capital(error.what)}.{where} {error.advice}".rstrip()
+    else:
+        line = _learners_line(error, run.answer)
+        where = f" (line {line[0]}: `{line[1]}`)" if line else ""
+        message = f"It raised {type(error).__name__}: {_first_line(error)}{where}"
+    verdict = _failed(run, case, message)
     verdict.error = error
     return verdict
 
@@ -307,6 +312,17 @@ def _outcome_of_wrong(exercise: Exercise, wrong: Misconception, case: Case) -> O
         return outcome_of(exercise, wrong.wrong, copy_data(case.data))
     except AnswerTodo as error:
         return Outcome(error=error)
+
+
+def _what_went_wrong(error: Exception | None) -> tuple:
+    """What two errors have in common when their causes are the same.
+
+    An error of a kernel names the learner's own kernel, arguments and lines, which differ where
+    the mistake is the same; the program that made it does not.
+    """
+    if isinstance(error, KernelError):
+        return type(error), error.program
+    return type(error), str(error)
 
 
 def _same_structure(a: Any, b: Any) -> bool:
@@ -339,6 +355,10 @@ def _says_todo(error: BaseException | None) -> bool:
 
 def _exited(error: BaseException) -> Exception:
     return RuntimeError(f"it called {type(error).__name__}")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".")
 
 
 def _first_line(error: Exception) -> str:

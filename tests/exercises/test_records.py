@@ -1,0 +1,200 @@
+"""Every exercise of every chapter: right answers pass, wrong ones fail with their own words.
+
+Two seeds by default, twenty with `--deep`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+
+from course_lib.grading import check as check_module
+from course_lib.grading.check import Outcome, evaluate, outcome_of
+from course_lib.grading.compare import Expected, compare, copy_data, expected, leaves
+from course_lib.grading.exercise import STAGES, Exercise, chapters, find_exercise
+
+EXERCISES = [exercise for chapter in chapters() for exercise in chapter.exercises]
+MISTAKES = [(exercise, wrong) for exercise in EXERCISES for wrong in exercise.misconceptions]
+CALLABLE = ("function", "kernel", "class")
+PLAIN = (torch.Tensor, int, float, str, bool, type(None))
+
+by_id = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.id)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give every test that asks for a seed two of them, or twenty."""
+    if "seed" in metafunc.fixturenames:
+        count = 20 if metafunc.config.getoption("--deep", default=False) else 2
+        metafunc.parametrize("seed", range(count))
+
+
+@by_id
+def test_every_accepted_answer_passes(exercise: Exercise, seed: int) -> None:
+    for answer in exercise.accepts:
+        verdict = evaluate(exercise, answer, seed=seed)
+        assert verdict.status == "passed", f"{getattr(answer, '__name__', answer)}: {verdict}"
+
+
+@pytest.mark.parametrize(
+    ("exercise", "wrong"), MISTAKES, ids=lambda value: getattr(value, "name", None)
+)
+def test_every_misconception_is_rejected_and_named(exercise, wrong, seed: int) -> None:
+    verdict = evaluate(exercise, wrong.wrong, seed=seed)
+    assert verdict.status == "failed", f"{wrong.name} was accepted"
+    assert verdict.cause is not None, f"no cause was found: {verdict}"
+    assert verdict.cause.name == wrong.name, f"taken for {verdict.cause.name!r}: {verdict}"
+
+
+@pytest.mark.parametrize(
+    ("exercise", "wrong"), MISTAKES, ids=lambda value: getattr(value, "name", None)
+)
+def test_misconceptions_miss_clearly(exercise, wrong, seed: int) -> None:
+    """On some case the wrong answer is off by three times the tolerance, or not in value only."""
+    verdict = evaluate(exercise, wrong.wrong, seed=seed)
+    if verdict.stage in ("defined", "method", "compiles") or verdict.error is not None:
+        return
+    for case in exercise.cases("small", seed):
+        want = expected(exercise, case.data)
+        outcome = outcome_of(exercise, wrong.wrong, copy_data(case.data))
+        if outcome.error is not None:
+            return
+        triple = {path: 3 * tolerance for path, tolerance in want.tolerance.items()}
+        if compare(outcome.value, Expected(want.oracle, want.like, triple)) is not None:
+            return
+    pytest.fail(f"{wrong.name} is always within three times the tolerance: sharpen a case")
+
+
+def null_answers(like: torch.Tensor, data: dict) -> dict[str, torch.Tensor]:
+    """Outputs that nobody computed, in place of a tensor like this one."""
+    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0))
+    other_dtype = torch.float16 if like.dtype != torch.float16 else torch.float32
+    nulls = {
+        "zeros": torch.zeros_like(like),
+        "ones": torch.ones_like(like),
+        "noise": noise.to(like.dtype),
+        "wrong dtype": like.to(other_dtype),
+        "broadcastable": like[None],
+    }
+    if like.is_floating_point():
+        nulls["nan"] = torch.full_like(like, math.nan)
+    for name, value in data.items():
+        if isinstance(value, torch.Tensor) and value.shape == like.shape:
+            nulls[f"input {name}"] = value.clone()
+    return nulls
+
+
+@by_id
+def test_null_answers_fail(exercise: Exercise, seed: int) -> None:
+    """An answer that returns such a thing on every case does not pass all of them."""
+    passed: dict[str, bool] = {}
+    for case in exercise.cases("small", seed):
+        want = expected(exercise, case.data)
+        for path, like in leaves(want.like):
+            if not isinstance(like, torch.Tensor) or like.numel() == 0:
+                continue
+            for name, null in null_answers(like, case.data).items():
+                actual = _with_leaf(want.like, path, null)
+                key = f"{path}: {name}"
+                passed[key] = passed.get(key, True) and compare(actual, want) is None
+        if not any(isinstance(leaf, torch.Tensor) for _, leaf in leaves(want.like)):
+            for null in (None, "", 0, -1.0, math.nan):
+                passed[repr(null)] = passed.get(repr(null), True) and compare(null, want) is None
+    assert passed
+    assert not [name for name, did in passed.items() if did]
+
+
+def _with_leaf(tree, path: str, value, here: str = "output"):
+    if here == path:
+        return value
+    if isinstance(tree, dict):
+        return {k: _with_leaf(v, path, value, f"{here}[{k!r}]") for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_with_leaf(v, path, value, f"{here}[{i}]") for i, v in enumerate(tree))
+    return tree
+
+
+@by_id
+def test_a_stub_is_still_to_do(exercise: Exercise) -> None:
+    if exercise.kind in CALLABLE:
+
+        def stub(*_args):
+            raise NotImplementedError
+
+        assert evaluate(exercise, stub, seed=0).status == "todo"
+    else:
+        assert evaluate(exercise, ..., seed=0).status == "todo"
+
+
+@by_id
+def test_an_answer_of_the_wrong_kind_gets_a_sentence(exercise: Exercise) -> None:
+    for odd in (3, "a", [1], int, lambda: None, lambda *a: 1 / 0, lambda *a: exit(3)):
+        verdict = evaluate(exercise, odd, seed=0)
+        assert verdict.status == "failed", odd
+        assert verdict.message.endswith((".", ")", "?", "`")) or verdict.message
+        assert verdict._repr_html_()
+
+
+@by_id
+def test_cases_are_plain_data_and_follow_the_seed(exercise: Exercise, seed: int) -> None:
+    once = list(exercise.cases("small", seed))
+    again = list(exercise.cases("small", seed))
+    assert [case.name for case in once] == [case.name for case in again]
+    assert len({case.name for case in once}) == len(once)
+    for case, same in zip(once, again, strict=True):
+        assert case.stage in STAGES
+        for (path, a), (_, b) in zip(leaves(case.data), leaves(same.data), strict=True):
+            assert isinstance(a, PLAIN), f"{case.name} {path}: {type(a)} cannot cross"
+            if isinstance(a, torch.Tensor):
+                torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+            else:
+                assert a == b
+
+
+@by_id
+def test_the_harness_needs_nothing_but_itself(exercise: Exercise) -> None:
+    """Its source alone, in an empty module, gives the same outputs."""
+    namespace: dict = {}
+    source = inspect.getsource(exercise.harness)
+    exec("from __future__ import annotations\n" + source, namespace)
+    alone = namespace[exercise.harness.__name__]
+    case = next(iter(exercise.cases("small", 0)))
+    want = expected(exercise, case.data)
+    with check_module._guarded(exercise):
+        again = alone(exercise.accepts[0], copy_data(case.data))
+    same = Outcome(again).is_like(Outcome(want.like), want)
+    assert same
+
+
+@by_id
+def test_the_record_is_complete(exercise: Exercise) -> None:
+    assert exercise.name.isidentifier()
+    assert 1 <= exercise.difficulty <= 5
+    assert 1 <= exercise.points <= 20
+    assert 1 <= exercise.minutes <= 60
+    assert len(exercise.accepts) >= 2
+    assert len(exercise.misconceptions) >= (6 if exercise.kind in CALLABLE else 2)
+    assert len(exercise.hints) == 3
+    assert all(len(hint) > 30 for hint in exercise.hints)
+    names = [wrong.name for wrong in exercise.misconceptions]
+    assert len(set(names)) == len(names)
+    for wrong in exercise.misconceptions:
+        assert wrong.question.endswith("?"), wrong.name
+        assert wrong.says.endswith("."), wrong.name
+    siblings = {each.name for each in EXERCISES if each.chapter == exercise.chapter}
+    assert set(exercise.unlocks) <= siblings
+    assert find_exercise(exercise.id) is exercise
+    if exercise.kind == "choice":
+        assert len(exercise.choices) >= 3
+    has_budget = any(vars(exercise.budget).values()) or exercise.forbids
+    stages = {case.stage for case in exercise.cases("small", 0)}
+    assert not has_budget or "method" in stages, "limits are measured on method cases only"
+
+
+@pytest.mark.parametrize("chapter", chapters(), ids=lambda chapter: chapter.slug)
+def test_names_are_unique_in_a_chapter(chapter) -> None:
+    names = [exercise.name for exercise in chapter.exercises]
+    assert len(set(names)) == len(names)
+    assert all(exercise.chapter == chapter.package for exercise in chapter.exercises)
