@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
+import functools
 import linecache
 import sys
 import types
@@ -29,6 +30,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from course_lib.runtime import low_precision
 from course_lib.runtime.guarded_memory import GuardedMemory
 from course_lib.runtime.kernel_errors import KernelError
+from course_lib.runtime.regions import Regions
 from course_lib.runtime.tile import tl
 from course_lib.runtime.trace import Launch, Run
 
@@ -47,7 +49,7 @@ _rewritten: weakref.WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = 
 _learner_code: dict[int, types.CodeType] = {}
 _launching = False
 
-# Options of a compiled launch that mean nothing here. `waves_per_eu` and the two after it are AMD's.
+# Options of a compiled launch, NVIDIA's and AMD's, that mean nothing here.
 _LAUNCH_OPTIONS = frozenset(field.name for field in dataclasses.fields(CUDAOptions)) | {
     "waves_per_eu",
     "matrix_instr_nonkdim",
@@ -93,8 +95,12 @@ def launch(
         record=record.accesses.append if any(run.trace for run in collectors) else None,
     )
     names = _tensor_names(kernel.arg_names)
-    prepared = {name: _prepare(value, names[name], memory) for name, value in arguments.items()}
-    record.tensors.update(memory.tensors)
+    constexprs = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    prepared = {
+        name: value if name in constexprs else _prepare(value, names[name], memory.regions)
+        for name, value in arguments.items()
+    }
+    record.tensors.update(memory.regions.infos())
     for run in collectors:
         # A run that is not traced counts launches only, even inside one that is.
         run.launches.append(record if run.trace else Launch(record.kernel, shape, record.tensors))
@@ -102,7 +108,6 @@ def launch(
     for hook in kernel.pre_run_hooks:
         hook(*args, **kwargs)
     run_program = _rewrite(kernel)
-    constexprs = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
     _launching = True
     try:
         with _patched_language(memory, guard=guard), _quiet_numpy():
@@ -113,7 +118,7 @@ def launch(
             _run_grid(kernel, run_program, converted, shape, memory)
     finally:
         _launching = False
-        memory.copy_back()
+        memory.regions.copy_back()
 
 
 def call_device_function(
@@ -169,17 +174,20 @@ def _tensor_names(arguments: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _prepare(value: Any, name: str, memory: GuardedMemory) -> Any:
-    """Replace every tensor in an argument by a pointer into guarded memory."""
+def _prepare(value: Any, name: str, regions: Regions) -> Any:
+    """Make an argument ready for Triton's own conversion, with pointers for tensors."""
     if isinstance(value, tuple):
-        parts = [_prepare(part, f"{name}[{i}]", memory) for i, part in enumerate(value)]
+        parts = [_prepare(part, f"{name}[{i}]", regions) for i, part in enumerate(value)]
         return triton_interpreter._tuple_create(value, parts)
     if isinstance(value, TensorDescriptor):
         # A copy, not a new descriptor: its checks have run, and want a real tensor.
         descriptor = copy.copy(value)
-        descriptor.base = memory.add(name, value.base)
+        descriptor.base = regions.add(name, value.base)
         return descriptor
-    return memory.add(name, value) if hasattr(value, "data_ptr") else value
+    if isinstance(value, bool):
+        # Triton's conversion takes a bool for a 32-bit integer, and then refuses it.
+        return tl.tensor(triton_interpreter.TensorHandle(np.array([value]), tl.int1), tl.int1)
+    return regions.add(name, value) if hasattr(value, "data_ptr") else value
 
 
 # Source.
@@ -228,7 +236,8 @@ def _make_rewritten(function: JITFunction[Any]) -> Callable[..., Any]:
             for constant in code.co_consts
             if isinstance(constant, types.CodeType) and constant.co_name == name
         )
-    if not original.__module__.startswith("triton."):
+    # `__module__` is None for code run by a bare exec.
+    if not (original.__module__ or "").startswith("triton."):
         _learner_code[id(code)] = code
     rewritten = types.FunctionType(
         code,
@@ -295,10 +304,10 @@ def _patch_memory(set_attr: Callable[[object, str, object], None], memory: Guard
         memory.store(ptrs, value, mask)
 
     def create_atomic_rmw(self: Any, *args: Any) -> Any:
-        return memory.atomic_rmw(rmw, self, *args)
+        return memory.atomic_rmw(functools.partial(rmw, self), *args)
 
     def create_atomic_cas(self: Any, *args: Any) -> Any:
-        return memory.atomic_cas(cas, self, *args)
+        return memory.atomic_cas(functools.partial(cas, self), *args)
 
     # Plain, block-pointer and descriptor accesses, gather and scatter all end in these four.
     for method in (create_masked_load, create_masked_store, create_atomic_rmw, create_atomic_cas):

@@ -43,7 +43,7 @@ class _StandInName:
 
 
 class _StandInConstexpr:
-    """``tl.constexpr``: an annotation in kernel signatures, a box for a constant at module level."""
+    """``tl.constexpr``: an annotation in signatures, and a box for a constant elsewhere."""
 
     def __init__(self, value: Any) -> None:
         self.value = value.value if isinstance(value, _StandInConstexpr) else value
@@ -107,7 +107,7 @@ class _StandInTriton(_StandInName):
         return lambda kernel: kernel
 
     @staticmethod
-    def Config(*args: object, **kwargs: object) -> dict[str, object]:  # noqa: N802
+    def Config(*args: object, **kwargs: object) -> dict[str, object]:
         """Stand in for ``triton.Config``: launch tables are data and may be read without Triton."""
         return {"args": args, **kwargs}
 
