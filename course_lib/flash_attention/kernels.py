@@ -245,10 +245,13 @@ def flash_attention_fwd_kernel(
     for MASKED in tl.static_range(2):
         first = unmasked_end if MASKED else 0
         last = end if MASKED else unmasked_end
+        first_row = tl.cast(first, tl.int64)
+        k_tile_ptr = k_ptr + first_row * stride_kt
+        v_tile_ptr = v_ptr + first_row * stride_vt
         for start_n in range(first, last, BLOCK_N):
             rows = Tk - start_n if MASKED else None
 
-            k_tile = load_tile(k_ptr, stride_kt, rows, ALIGN, D, BLOCK_N, BLOCK_D)
+            k_tile = load_tile(k_tile_ptr, stride_kt, rows, ALIGN, D, BLOCK_N, BLOCK_D)
             scores = tl.dot(q_tile, k_tile.T, input_precision="ieee")  # [BLOCK_M, BLOCK_N]
 
             if MASKED:
@@ -262,11 +265,11 @@ def flash_attention_fwd_kernel(
                 scores, row_max, row_sum, acc, scale_log2
             )
 
-            v_tile = load_tile(v_ptr, stride_vt, rows, ALIGN, D, BLOCK_N, BLOCK_D)
+            v_tile = load_tile(v_tile_ptr, stride_vt, rows, ALIGN, D, BLOCK_N, BLOCK_D)
             acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc, input_precision="ieee")
 
-            k_ptr += BLOCK_N * stride_kt
-            v_ptr += BLOCK_N * stride_vt
+            k_tile_ptr += BLOCK_N * stride_kt
+            v_tile_ptr += BLOCK_N * stride_vt
 
     o_tile, lse = finish_softmax(row_max, row_sum, acc)
 
@@ -501,10 +504,13 @@ def flash_attention_bwd_dq_kernel(
     for MASKED in tl.static_range(2):
         first = unmasked_end if MASKED else 0
         last = end if MASKED else unmasked_end
+        first_row = tl.cast(first, tl.int64)
+        k_tile_ptr = k_ptr + first_row * stride_kt
+        v_tile_ptr = v_ptr + first_row * stride_vt
         for start_n in range(first, last, BLOCK_N):
             rows = Tk - start_n if MASKED else None
 
-            k_tile = load_tile(k_ptr, stride_kt, rows, ALIGN, D, BLOCK_N, BLOCK_D)
+            k_tile = load_tile(k_tile_ptr, stride_kt, rows, ALIGN, D, BLOCK_N, BLOCK_D)
             scores = tl.dot(q_tile, k_tile.T, input_precision="ieee")  # [BLOCK_M, BLOCK_N]
             weights = tl.exp2(scores * scale_log2 - lse[:, None])
             if MASKED:
@@ -514,12 +520,12 @@ def flash_attention_bwd_dq_kernel(
                     mask = mask & causal_mask(offs_m, offs_n, Tq, Tk)
                 weights = tl.where(mask, weights, 0.0)
 
-            v_tile = load_tile(v_ptr, stride_vt, rows, ALIGN, D, BLOCK_N, BLOCK_D)
+            v_tile = load_tile(v_tile_ptr, stride_vt, rows, ALIGN, D, BLOCK_N, BLOCK_D)
             dweights = tl.dot(do_tile, v_tile.T, input_precision="ieee")  # [BLOCK_M, BLOCK_N]
             dscores = weights * (dweights - delta[:, None])
             dq_acc = tl.dot(dscores.to(k_tile.dtype), k_tile, dq_acc, input_precision="ieee")
 
-            k_ptr += BLOCK_N * stride_kt
-            v_ptr += BLOCK_N * stride_vt
+            k_tile_ptr += BLOCK_N * stride_kt
+            v_tile_ptr += BLOCK_N * stride_vt
 
     store_tile(dq_ptr, stride_dqt, dq_acc * scale, Tq - start_m, ALIGN, D, BLOCK_M, BLOCK_D)

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
-from course_lib.notebook.lab import Lab, Numbers, Slider, Steps, Toggle
+from course_lib.notebook.lab import Choice, Lab, Numbers, Slider, Steps, Toggle
 from course_lib.notebook.svg import Svg
+from course_lib.notebook.trace_viewer import (
+    Box,
+    Frame,
+    Walk,
+    bytes_text,
+    counted,
+    draw_frame,
+    draw_meter,
+    span_text,
+    walk_of,
+)
+from course_lib.runtime.tile import HAS_TRITON
+from course_lib.runtime.trace import Access, AccessKind, Launch, TensorInfo
 
 # --- Online softmax --------------------------------------------------------------------------
 
@@ -87,14 +101,14 @@ def draw_online_softmax(state: OnlineSoftmax) -> Svg:
         seen, now = index <= state.at, index == state.at
         start = x
         for score in step.scores:
-            fill = "blue" if now else "sky" if seen else "none"
             upper, lower = min(y(score), y(0)), max(y(score), y(0))
             svg.rect(
                 x + 2,
                 upper,
                 bar - 4,
                 max(lower - upper, 1.5),
-                fill=fill,
+                fill="blue" if seen else "paper",
+                opacity=1.0 if now or not seen else 0.35,
                 stroke="blue" if seen else "muted",
                 radius=2,
                 tip=f"score {score:g}",
@@ -168,4 +182,458 @@ online_softmax_lab = Lab(
     draw=draw_online_softmax,
     describe=describe_online_softmax,
     insight_at={"scores": (4.0, 3.0, 2.0, 1.0, 0.5, -1.0), "forget": True, "tile": 2},
+)
+
+
+# --- The tile walker -------------------------------------------------------------------------
+
+TOKENS, HEAD_DIM = 256, 64
+QUERY_OUTER, KEY_OUTER = "queries outside (FA2)", "keys outside (FA1)"
+SHOWN = ("q", "k", "v", "o")
+FLOAT_BYTES = 4
+
+
+def naive_bytes(n: int, d: int, itemsize: int) -> int:
+    """Bytes that the three library calls move for one head.
+
+    Q, K and V are read and O is written once; the n × n scores are written, read, written again
+    as probabilities, and read again.
+    """
+    return (4 * n * d + 4 * n * n) * itemsize
+
+
+def tiled_bytes(n: int, d: int, itemsize: int, block_m: int) -> int:
+    """Bytes that the tiled forward moves for one head, without a mask and without a cache.
+
+    Q is read and O written once; K and V are read once for each block of queries.
+    """
+    walks = math.ceil(n / block_m)
+    return (2 * n * d + walks * 2 * n * d) * itemsize
+
+
+def walker_inputs(tokens: int = TOKENS, head_dim: int = HEAD_DIM) -> tuple[torch.Tensor, ...]:
+    """Q, K and V of one head, [1, 1, tokens, head_dim], the same every time."""
+    generator = torch.Generator().manual_seed(8)
+    q, k, v = (torch.randn(1, 1, tokens, head_dim, generator=generator) for _ in range(3))
+    return q, k, v
+
+
+def trace_forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    causal: bool = False,
+) -> tuple[Launch, torch.Tensor, torch.Tensor]:
+    """Run the course's forward kernel in the interpreter with these tiles, and keep its trace.
+
+    Args:
+        q: [B, H, Tq, D] on the CPU, contiguous, fp32 or fp16, D a power of two.
+        k: [B, H, Tk, D].
+        v: [B, H, Tk, D].
+        block_m: Queries a tile, 16 at least.
+        block_n: Keys a tile, 16 at least.
+        causal: Whether a query sees only the keys before it.
+
+    Returns:
+        The launch with its accesses, the output, and the row logsumexp.
+
+    Raises:
+        TritonUnavailable: If Triton cannot be imported here.
+    """
+    from course_lib.flash_attention.kernels import flash_attention_fwd_kernel
+    from course_lib.runtime.interpreter import interpreted
+
+    batch, heads, queries, d = q.shape
+    out, lse = torch.empty_like(q), torch.empty(batch, heads, queries)
+    strides = [x.stride(axis) for x in (q, k, v, out) for axis in range(3)]
+    with interpreted(trace=True) as run:
+        flash_attention_fwd_kernel[(math.ceil(queries / block_m), heads, batch)](
+            *(q, k, v, out, lse),
+            *strides,
+            *(heads, queries, k.shape[2], math.log2(math.e) / math.sqrt(d)),
+            GROUP=1,
+            CAUSAL=causal,
+            ALIGN=16,
+            D=d,
+            BLOCK_D=d,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+        )
+    return run.launches[0], out, lse
+
+
+def trace_key_outer(*, block_m: int, block_n: int, causal: bool = False) -> Launch:
+    """The same inputs through the kernel with the other loop order."""
+    from course_lib.flash_attention.loop_order import key_outer_fwd_kernel
+    from course_lib.runtime.interpreter import interpreted
+
+    q, k, v = walker_inputs()
+    out, row_max, row_sum = torch.empty_like(q), torch.empty(TOKENS), torch.empty(TOKENS)
+    with interpreted(trace=True) as run:
+        key_outer_fwd_kernel[(1,)](
+            *(q, k, v, out, row_max, row_sum),
+            *(TOKENS, math.log2(math.e) / math.sqrt(HEAD_DIM)),
+            CAUSAL=causal,
+            D=HEAD_DIM,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+        )
+    return run.launches[0]
+
+
+@lru_cache(maxsize=64)
+def walk_forward(block_m: int, block_n: int, causal: bool, order: str) -> Walk:
+    """The tile walker's trace: the kernel's own, or the expected one where there is no Triton."""
+    if not HAS_TRITON:
+        return Walk(*expected_walk(block_m, block_n, causal, order))
+    if order == KEY_OUTER:
+        return walk_of(trace_key_outer(block_m=block_m, block_n=block_n, causal=causal))
+    q, k, v = walker_inputs()
+    return walk_of(trace_forward(q, k, v, block_m=block_m, block_n=block_n, causal=causal)[0])
+
+
+def expected_walk(
+    block_m: int, block_n: int, causal: bool, order: str
+) -> tuple[Launch, tuple[Access, ...]]:
+    """The accesses that the kernels must make, written down from the loops alone.
+
+    It stands in for the trace where Triton cannot be imported; a test holds the two equal.
+    """
+    queries, keys = range(0, TOKENS, block_m), range(0, TOKENS, block_n)
+    accesses: list[Access] = []
+
+    def touch(program: int, kind: AccessKind, tensor: str, start: int, rows: int) -> None:
+        wide = HEAD_DIM if tensor in SHOWN else 1
+        shape = (rows, HEAD_DIM) if tensor in SHOWN else (rows,)
+        nbytes = rows * wide * 4
+        first, past = start * wide, (start + rows) * wide
+        accesses.append(
+            Access((program, 0, 0), kind, tensor, first, past, rows * wide, nbytes, shape, 0, "fp32")
+        )
+
+    if order == QUERY_OUTER:
+        # A causal grid starts with the last block of queries, which has the most keys.
+        for program, m in enumerate(reversed(queries) if causal else queries):
+            touch(program, "load", "q", m, block_m)
+            for n in keys:
+                if not causal or n < m + block_m:
+                    touch(program, "load", "k", n, block_n)
+                    touch(program, "load", "v", n, block_n)
+            touch(program, "store", "o", m, block_m)
+            touch(program, "store", "lse", m, block_m)
+    else:
+        statistics = ("row_max", "row_sum")
+        for n in keys:
+            touch(0, "load", "k", n, block_n)
+            touch(0, "load", "v", n, block_n)
+            for m in range(n // block_m * block_m if causal else 0, TOKENS, block_m):
+                touch(0, "load", "q", m, block_m)
+                for name in (*statistics, "o") if n else ():
+                    touch(0, "load", name, m, block_m)
+                for name in ("o", *statistics):
+                    touch(0, "store", name, m, block_m)
+
+    matrix = TensorInfo((1, 1, TOKENS, HEAD_DIM), (TOKENS * HEAD_DIM,) * 2 + (HEAD_DIM, 1), "float32", 4)
+    if order == QUERY_OUTER:
+        row = TensorInfo((1, 1, TOKENS), (TOKENS, TOKENS, 1), "float32", 4)
+        tensors = {**dict.fromkeys(SHOWN, matrix), "lse": row}
+        launch = Launch("flash_attention_fwd_kernel", (len(queries), 1, 1), tensors, accesses)
+    else:
+        row = TensorInfo((TOKENS,), (1,), "float32", 4)
+        tensors = {**dict.fromkeys(SHOWN, matrix), "row_max": row, "row_sum": row}
+        launch = Launch("key_outer_fwd_kernel", (1, 1, 1), tensors, accesses)
+    return launch, tuple(accesses)
+
+
+@dataclass(frozen=True)
+class TileWalk:
+    """The walk up to and with the access `at`.
+
+    Attributes:
+        walk: All accesses.
+        at: The present one.
+        block_m: Queries a tile.
+        block_n: Keys a tile.
+        causal: Whether a mask hides later keys.
+        order: Which loop is outside.
+        tiles: Tiles of scores computed so far, the last one being the present one; none while a
+            program has only loaded its queries.
+        row: The query whose statistics are shown: the last one of the present block.
+        row_max: Its running maximum after each tile of keys so far.
+        row_sum: Its running sum after each tile of keys so far.
+    """
+
+    walk: Walk
+    at: int
+    block_m: int
+    block_n: int
+    causal: bool
+    order: str
+    tiles: tuple[tuple[int, int], ...]
+    row: int
+    row_max: tuple[float, ...]
+    row_sum: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:
+        """How many accesses there are."""
+        return len(self.walk.accesses)
+
+    @property
+    def kv_reads(self) -> float:
+        """How often the whole of K is read, on average over its rows."""
+        read = sum(a.nbytes for a in self.walk.accesses if a.tensor == "k")
+        return read / (TOKENS * HEAD_DIM * FLOAT_BYTES)
+
+    @property
+    def naive(self) -> int:
+        """Bytes that the three library calls move on the same inputs."""
+        return naive_bytes(TOKENS, HEAD_DIM, FLOAT_BYTES)
+
+
+def compute_tile_walk(
+    *, block_m: int, block_n: int, causal: bool, order: str, step: int
+) -> TileWalk:
+    """Go `step` accesses into the trace, and take the statistics that the kernel has by then."""
+    walk = walk_forward(block_m, block_n, causal, order)
+    at = min(step, len(walk.accesses) - 1)
+    query = key = 0
+    tiles: list[tuple[int, int]] = []
+    for access, box in zip(walk.accesses[: at + 1], walk.boxes, strict=False):
+        if access.tensor == "q":
+            query = box[0]
+        elif access.tensor == "k":
+            key = box[0]
+        # The scores of a tile are known as soon as the second of its two factors is there.
+        if access.tensor == ("k" if order == QUERY_OUTER else "q"):
+            tiles.append((query, key))
+    row = query + block_m - 1
+    seen = [n for m, n in tiles if m == query]
+    maxima, sums = _row_statistics(row, seen, block_n, causal)
+    return TileWalk(
+        walk, at, block_m, block_n, causal, order, tuple(tiles), row, tuple(maxima), tuple(sums)
+    )
+
+
+def _row_statistics(
+    row: int, starts: list[int], block_n: int, causal: bool
+) -> tuple[list[float], list[float]]:
+    q, k, _ = walker_inputs()
+    scores = (q[0, 0, row] @ k[0, 0].T).double() / math.sqrt(HEAD_DIM)
+    row_max, row_sum = -math.inf, 0.0
+    maxima, sums = [], []
+    for start in starts:
+        part = scores[start : min(start + block_n, row + 1 if causal else TOKENS)]
+        new_max = max(row_max, float(part.max()) if len(part) else -math.inf)
+        row_sum = row_sum * math.exp(row_max - new_max) + float((part - new_max).exp().sum())
+        row_max = new_max
+        maxima.append(row_max)
+        sums.append(row_sum)
+    return maxima, sums
+
+
+SIDE = 208.0  # of the square of scores, in user units
+
+
+def draw_tile_walk(state: TileWalk) -> Svg:
+    """Q, K, V and O around the square of scores; on the right the statistics and the bytes."""
+    walk, access = state.walk, state.walk.accesses[state.at]
+    svg = Svg(740, 366, "The tiles of Q, K, V and O around the square of scores")
+    left, top, thick, gap = 76.0, 76.0, 42.0, 12.0
+    shape = (TOKENS, HEAD_DIM)
+    frames = {
+        "q": Frame(left - gap - thick, top, thick, SIDE, shape),
+        "k": Frame(left, top - gap - thick, SIDE, thick, shape, across=True),
+        "v": Frame(left, top + SIDE + gap, SIDE, thick, shape, across=True),
+        "o": Frame(left + SIDE + gap, top, thick, SIDE, shape),
+    }
+    start = walk.first_of_program[state.at]
+    pairs = list(zip(walk.accesses, walk.boxes, strict=True))
+    on_chip = _on_chip(state)
+    for name, frame in frames.items():
+        draw_frame(
+            svg,
+            frame,
+            (box for a, box in pairs[:start] if a.tensor == name),
+            (box for a, box in pairs[start : state.at] if a.tensor == name),
+            walk.boxes[state.at] if access.tensor == name else None,
+            stores=access.kind == "store",
+            tip=f"{name.upper()}: {TOKENS} × {HEAD_DIM} float32",
+        )
+        if name in on_chip and access.tensor != name:
+            svg.rect(*frame.rect(on_chip[name]), stroke="blue", line=2.2)
+    _draw_scores(svg, state, left, top)
+    svg.text(left - gap - thick / 2, top - 8, "Q", anchor="middle", weight=650)
+    svg.text(left - 8, top - gap - thick / 2 + 5, "K", anchor="end", weight=650)
+    svg.text(left - 8, top + SIDE + gap + thick / 2 + 5, "V", anchor="end", weight=650)
+    svg.text(left + SIDE + gap + thick / 2, top - 8, "O", anchor="middle", weight=650)
+    _draw_numbers(svg, state, 374, 356)
+    return svg
+
+
+def _on_chip(state: TileWalk) -> dict[str, Box]:
+    """The tiles that the present program holds without reading them again."""
+    held: dict[str, Box] = {}
+    start = state.walk.first_of_program[state.at]
+    for index in range(start, state.at + 1):
+        name = state.walk.accesses[index].tensor
+        if name in ("q", "k", "v"):
+            held[name] = state.walk.boxes[index]
+            if name == "k":
+                held.pop("v", None)
+    return held
+
+
+def _draw_scores(svg: Svg, state: TileWalk, left: float, top: float) -> None:
+    unit = SIDE / TOKENS
+    svg.rect(left, top, SIDE, SIDE, fill="paper", tip="the scores: never stored")
+    for index, (m, n) in enumerate(state.tiles):
+        x, y = left + n * unit, top + m * unit
+        width, height = state.block_n * unit, state.block_m * unit
+        if index == len(state.tiles) - 1:
+            svg.rect(x, y, width, height, fill="purple", stroke="ink", line=1.4)
+        else:
+            svg.rect(x, y, width, height, fill="purple", opacity=0.22, stroke="paper", line=0.8)
+    svg.line(
+        [(left, top), (left + SIDE, top), (left + SIDE, top + SIDE), (left, top + SIDE), (left, top)],
+        stroke="muted",
+        line=1,
+        dash="4 4",
+    )
+    if state.causal:
+        svg.line([(left, top), (left + SIDE, top + SIDE)], stroke="ink", line=1.2)
+    if not state.tiles:
+        svg.text(left + SIDE / 2, top + SIDE / 2, "scores: never", anchor="middle", fill="muted")
+        svg.text(left + SIDE / 2, top + SIDE / 2 + 17, "stored", anchor="middle", fill="muted")
+
+
+def _draw_numbers(svg: Svg, state: TileWalk, x: float, width: float) -> None:
+    walk, access = state.walk, state.walk.accesses[state.at]
+    box = walk.boxes[state.at]
+    verb = "writes" if access.kind == "store" else "reads"
+    name = _TENSOR_NAMES.get(access.tensor, access.tensor)
+    svg.text(x, 22, f"{_who(state)} {verb}", weight=650, size=14)
+    svg.text(x, 42, f"{name}, rows {span_text(box[0], box[1])}", fill="muted")
+
+    svg.text(x, 74, f"Query {state.row}, tile by tile", size=12.5, weight=600)
+    if state.row_max:
+        _draw_statistics(svg, state, x, 84, width, 106)
+        svg.text(
+            x, 214, f"– –  running maximum {state.row_max[-1]:.3f}", fill="orange", size=12.5
+        )
+        svg.text(x + width, 214, f"running sum {state.row_sum[-1]:.2f}  ●", anchor="end", fill="blue", size=12.5)
+    else:
+        svg.text(x, 98, "no key seen: maximum −∞, sum 0", size=12.5, fill="muted")
+
+    read, written = walk.read, walk.written
+    total = read[-1] + written[-1]
+    scale = max(total, state.naive)
+    so_far = read[state.at] + written[state.at]
+    draw_meter(svg, x, 256, width, "this walk", so_far, total, scale)
+    draw_meter(svg, x, 302, width, "three library calls", state.naive, state.naive, scale, "muted")
+    svg.text(
+        x, 350, f"K and V are each read {_times(state.kv_reads)}", size=12.5, fill="muted"
+    )
+
+
+def _draw_statistics(
+    svg: Svg, state: TileWalk, x: float, y: float, width: float, height: float
+) -> None:
+    tiles = TOKENS // state.block_n
+    slot = width / tiles
+    highest = max(*state.row_sum, 1.0) * 1.15
+    svg.line([(x, y + height), (x + width, y + height)], stroke="grid", line=1)
+    spread = max(1.0, max(state.row_max) - min(state.row_max))
+    points = []
+    for index, (high, total) in enumerate(zip(state.row_max, state.row_sum, strict=True)):
+        middle = x + slot * (index + 0.5)
+        bar = max(2.0, height * 0.72 * total / highest)
+        last = index == len(state.row_max) - 1
+        svg.rect(
+            middle - min(slot * 0.3, 16),
+            y + height - bar,
+            min(slot * 0.6, 32),
+            bar,
+            fill="blue" if last else "sky",
+            radius=2,
+            tip=f"tile {index + 1}: maximum {high:.3f}, sum {total:.2f}",
+        )
+        level = y + 8 + (max(state.row_max) - high) / spread * height * 0.3
+        points += [(middle - slot * 0.42, level), (middle + slot * 0.42, level)]
+    svg.line(points, stroke="orange", line=2, dash="5 3")
+
+
+_TENSOR_NAMES = {
+    "q": "Q",
+    "k": "K",
+    "v": "V",
+    "o": "O",
+    "lse": "the row logsumexp",
+    "row_max": "the running maxima",
+    "row_sum": "the running sums",
+}
+
+
+def _who(state: TileWalk) -> str:
+    programs = state.walk.launch.programs
+    if programs == 1:
+        return "The one program"
+    return f"Program {state.walk.accesses[state.at].program[0] + 1} of {programs}"
+
+
+def _times(number: float) -> str:
+    if number == 1:
+        return "once"
+    return f"{number:g} times" if number == int(number) else f"{number:.3g} times on average"
+
+
+def describe_tile_walk(state: TileWalk) -> str:
+    """The state in words."""
+    walk, access = state.walk, state.walk.accesses[state.at]
+    first, past = walk.boxes[state.at][:2]
+    verb = "writes" if access.kind == "store" else "reads"
+    name = _TENSOR_NAMES.get(access.tensor, access.tensor)
+    if state.row_max:
+        statistics = (
+            f"After {counted(len(state.row_max), 'tile')} of keys, query {state.row} has running "
+            f"maximum {state.row_max[-1]:.3f} and running sum {state.row_sum[-1]:.2f}."
+        )
+    else:
+        statistics = f"Query {state.row} has seen no key yet."
+    read, written = walk.read, walk.written
+    return (
+        f"{_who(state)} {verb} {name}, rows {span_text(first, past)}. {statistics} "
+        f"So far {bytes_text(read[state.at] + written[state.at])} have moved. In the end this walk "
+        f"reads {bytes_text(read[-1])} and writes {bytes_text(written[-1])}, with K and V each read "
+        f"{_times(state.kv_reads)}; the three library calls move {bytes_text(state.naive)}."
+    )
+
+
+tile_walker = Lab(
+    name="tile_walker",
+    title="Tile walker: the kernel’s own trace",
+    task=(
+        "Change the two tile sizes. Which of them changes the bytes, and which does not? Then put "
+        "the keys outside and ask again."
+    ),
+    insight=(
+        "BLOCK_N changes no byte: it only slices the walk over K and V. BLOCK_M decides how many "
+        "walks there are, so doubling it halves what is read of K and V. With the keys outside it "
+        "is BLOCK_N that counts, and the unfinished outputs go through memory as well: what stays "
+        "on the chip decides what is paid."
+    ),
+    controls=(
+        Slider("block_m", "BLOCK_M", values=(32, 64, 128), start=64, unit=" queries"),
+        Slider("block_n", "BLOCK_N", values=(32, 64, 128), start=64, unit=" keys"),
+        Choice("order", "Loop order", options=(QUERY_OUTER, KEY_OUTER), start=QUERY_OUTER),
+        Toggle("causal", "Causal"),
+        Steps("step", "Access", start=4),
+    ),
+    compute=compute_tile_walk,
+    draw=draw_tile_walk,
+    describe=describe_tile_walk,
+    insight_at={"block_m": 128},
 )

@@ -14,9 +14,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from course_lib.runtime.crosscompile import Launch
+if TYPE_CHECKING:
+    from course_lib.runtime.crosscompile import Launch
 
 __all__ = [
     "COMPILED_TABLE",
@@ -126,6 +127,8 @@ def kernel_launch(
     kernel: str, arch: int, head_dim: int, dtype: str, *, causal: bool, group: int, **config: int
 ) -> Launch:
     """One launch; ``config`` overrides the table's BLOCK_M, BLOCK_N, num_warps, num_stages."""
+    from course_lib.runtime.crosscompile import Launch
+
     from . import kernels
 
     function = getattr(kernels, f"flash_attention_{kernel}_kernel")

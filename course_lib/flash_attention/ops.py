@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from typing import Literal
 
@@ -268,31 +269,12 @@ def _computable(*tensors: Tensor) -> list[Tensor]:
 def flash_attention_fwd(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Launch the forward kernel: O in the dtype of q, L in fp32."""
-    from . import kernels
-
+    """Run the forward kernel: O in the dtype of q, L in fp32, both contiguous."""
     dtype = q.dtype
     q, k, v = _computable(q, k, v)
-    B, Hq, Tq, D = q.shape
-    Tk = k.shape[2]
-    out = torch.empty((B, Hq, Tq, D), dtype=q.dtype, device=q.device)
-    lse = torch.empty((B, Hq, Tq), dtype=torch.float32, device=q.device)
-    if lse.numel() == 0:
-        return out.to(dtype), lse
-
-    config = launch_config("fwd", _architecture(q), D, q.element_size())
-    with _device_of(q):
-        kernels.flash_attention_fwd_kernel[(_cdiv(Tq, config.BLOCK_M), Hq, B)](
-            *(q, k, v, out, lse),
-            *_strides(q, k, v, out),
-            *(Hq, Tq, Tk, scale * _LOG2E),
-            **_constants(q, k, causal),
-            ALIGN=_alignment(q, k, v, out),
-            BLOCK_M=config.BLOCK_M,
-            BLOCK_N=config.BLOCK_N,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    launch_fwd(q, k, v, out, lse, causal, scale)
     return out.to(dtype), lse
 
 
@@ -307,61 +289,128 @@ def flash_attention_bwd(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the backward kernels: dQ, dK, dV in the dtype of q."""
-    from . import kernels
-
+    """Run the backward kernels: dQ, dK, dV in the dtype of q, contiguous."""
     dtype = q.dtype
     q, k, v, out, dout = _computable(q, k, v, out, dout)
-    lse, dlse = lse.contiguous(), dlse.contiguous()
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    delta = torch.empty(lse.shape, dtype=torch.float32, device=q.device)
+    launch_bwd_preprocess(out, dout, dlse.contiguous(), delta)
+    launch_bwd_dkdv(q, k, v, dout, lse.contiguous(), delta, dk, dv, causal, scale)
+    launch_bwd_dq(q, k, v, dout, lse.contiguous(), delta, dq, causal, scale)
+    return dq.to(dtype), dk.to(dtype), dv.to(dtype)
+
+
+# Each of the four writes into tensors that it is given. Row statistics (lse, delta) are contiguous;
+# all other tensors may have any strides, with the elements of a row side by side.
+
+
+def launch_fwd(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> None:
+    """Write O and L."""
+    from .kernels import flash_attention_fwd_kernel
+
+    B, Hq, Tq, D = q.shape
+    Tk = k.shape[2]
+    if lse.numel() == 0:
+        return
+    config = launch_config("fwd", _architecture(q), D, q.element_size())
+    grid = (_cdiv(Tq, config.BLOCK_M), Hq, B)
+    with _device_of(q):
+        flash_attention_fwd_kernel[grid](
+            *(q, k, v, out, lse),
+            *_strides(q, k, v, out),
+            *(Hq, Tq, Tk, scale * _LOG2E),
+            **_constants(q, k, causal),
+            ALIGN=_alignment(q, k, v, out),
+            **dataclasses.asdict(config),
+        )
+
+
+def launch_bwd_preprocess(out: Tensor, dout: Tensor, dlse: Tensor, delta: Tensor) -> None:
+    """Write delta = rowsum(dO * O) - dL."""
+    from .kernels import flash_attention_bwd_preprocess_kernel
+
+    B, Hq, Tq, D = out.shape
+    if delta.numel() == 0:
+        return
+    config = launch_config("bwd_preprocess", _architecture(out), D, out.element_size())
+    grid = (_cdiv(Tq, config.BLOCK_M), Hq, B)
+    with _device_of(out):
+        flash_attention_bwd_preprocess_kernel[grid](
+            *(out, dout, dlse, delta),
+            *_strides(out, dout),
+            *(Hq, Tq),
+            ALIGN=_alignment(out, dout),
+            D=D,
+            BLOCK_D=block_d(D),
+            BLOCK_M=config.BLOCK_M,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+
+
+def launch_bwd_dkdv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    causal: bool,
+    scale: float,
+) -> None:
+    """Write dK and dV, zero where there are no queries."""
+    from .kernels import flash_attention_bwd_dkdv_kernel
+
     B, Hq, Tq, D = q.shape
     Hkv, Tk = k.shape[1:3]
-    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
-    dv = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    delta = torch.empty_like(lse)
-    arch, itemsize = _architecture(q), q.element_size()
-
+    if dk.numel() == 0:
+        return
+    config = launch_config("bwd_dkdv", _architecture(q), D, q.element_size())
+    grid = (_cdiv(Tk, config.BLOCK_N), Hkv, B)
     with _device_of(q):
-        if dq.numel() > 0:
-            config = launch_config("bwd_preprocess", arch, D, itemsize)
-            kernels.flash_attention_bwd_preprocess_kernel[(_cdiv(Tq, config.BLOCK_M), Hq, B)](
-                *(out, dout, dlse, delta),
-                *_strides(out, dout),
-                *(Hq, Tq),
-                ALIGN=_alignment(out, dout),
-                D=D,
-                BLOCK_D=block_d(D),
-                BLOCK_M=config.BLOCK_M,
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-            )
-        if dk.numel() > 0:
-            config = launch_config("bwd_dkdv", arch, D, itemsize)
-            kernels.flash_attention_bwd_dkdv_kernel[(_cdiv(Tk, config.BLOCK_N), Hkv, B)](
-                *(q, k, v, dout, lse, delta, dk, dv),
-                *_strides(q, k, v, dout, dk, dv),
-                *(Hq, Tq, Tk, scale, scale * _LOG2E),
-                **_constants(q, k, causal),
-                ALIGN=_alignment(q, k, v, dout, dk, dv),
-                BLOCK_M=config.BLOCK_M,
-                BLOCK_N=config.BLOCK_N,
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-            )
-        if dq.numel() > 0:
-            config = launch_config("bwd_dq", arch, D, itemsize)
-            kernels.flash_attention_bwd_dq_kernel[(_cdiv(Tq, config.BLOCK_M), Hq, B)](
-                *(q, k, v, dout, lse, delta, dq),
-                *_strides(q, k, v, dout, dq),
-                *(Hq, Tq, Tk, scale, scale * _LOG2E),
-                **_constants(q, k, causal),
-                ALIGN=_alignment(q, k, v, dout, dq),
-                BLOCK_M=config.BLOCK_M,
-                BLOCK_N=config.BLOCK_N,
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-            )
-    return dq.to(dtype), dk.to(dtype), dv.to(dtype)
+        flash_attention_bwd_dkdv_kernel[grid](
+            *(q, k, v, dout, lse, delta, dk, dv),
+            *_strides(q, k, v, dout, dk, dv),
+            *(Hq, Tq, Tk, scale, scale * _LOG2E),
+            **_constants(q, k, causal),
+            ALIGN=_alignment(q, k, v, dout, dk, dv),
+            **dataclasses.asdict(config),
+        )
+
+
+def launch_bwd_dq(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    dq: Tensor,
+    causal: bool,
+    scale: float,
+) -> None:
+    """Write dQ, zero where there are no keys."""
+    from .kernels import flash_attention_bwd_dq_kernel
+
+    B, Hq, Tq, D = q.shape
+    Tk = k.shape[2]
+    if dq.numel() == 0:
+        return
+    config = launch_config("bwd_dq", _architecture(q), D, q.element_size())
+    grid = (_cdiv(Tq, config.BLOCK_M), Hq, B)
+    with _device_of(q):
+        flash_attention_bwd_dq_kernel[grid](
+            *(q, k, v, dout, lse, delta, dq),
+            *_strides(q, k, v, dout, dq),
+            *(Hq, Tq, Tk, scale, scale * _LOG2E),
+            **_constants(q, k, causal),
+            ALIGN=_alignment(q, k, v, dout, dq),
+            **dataclasses.asdict(config),
+        )
 
 
 # ---- registration --------------------------------------------------------------------------

@@ -195,8 +195,8 @@ RECALL = (
     Question(
         id="flash_attention.kv_traffic",
         prompt=(
-            "Attention forward, not causal: N = {n:,}, D = 64, 2 bytes a number, BLOCK_M = {block}, "
-            "no help from the L2 cache. How many MB of K and V does one head read?"
+            "Attention forward, not causal: N = {n:,}, D = 64, 2 bytes a number, "
+            "BLOCK_M = {block}, no help from the L2 cache. How many MB of K and V does one head read?"
         ),
         numbers=_traffic_numbers,
         answer=lambda n, block: (n // block) * 2 * n * 64 * 2 / 1e6,
@@ -245,8 +245,8 @@ RECALL = (
         id="flash_attention.merge",
         prompt=(
             "Two workers saw disjoint halves of the keys. Both have the same row_max; their "
-            "row_sums are {a} and {b}, their outputs {left} and {right}. What is the output over all "
-            "keys?"
+            "row_sums are {a} and {b}, their outputs {left} and {right}. What is the output over "
+            "all keys?"
         ),
         numbers=_merge_numbers,
         answer=lambda a, b, left, right: (a * left + b * right) / (a + b),

@@ -20,6 +20,7 @@ To bring a chapter's table up to date::
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import functools
@@ -419,14 +420,19 @@ def _assembler_log(ptx: str, arch: int) -> str:
     return log
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Compile what changed in the given modules, and write their tables."""
+    parser = argparse.ArgumentParser(prog="python -m course_lib.runtime.crosscompile")
+    parser.add_argument("modules", nargs="+", help="course_lib.<chapter>.launches")
+    parser.add_argument("--deep", action="store_true", help="compile everything again")
+    options = parser.parse_args(argv)
     status = 0
-    for name in argv:
+    for name in options.modules:
         module = importlib.import_module(name)
         path = Path(module.COMPILED_TABLE)
-        deep = False
-        gate = check_launches(module.LAUNCHES, read_table(path), deep=deep, report=print)
+        gate = check_launches(
+            module.LAUNCHES, read_table(path), deep=options.deep, report=print
+        )
         write_table(path, gate.table)
         print(f"{name}: {len(gate.results)} launches, {len(gate.compiled)} compiled")
         for failure in gate.failures:
@@ -436,4 +442,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

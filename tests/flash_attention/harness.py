@@ -1,0 +1,97 @@
+"""Run an implementation on a case, forward and backward, and judge it against the fp64 oracle."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from course_lib.flash_attention import flash_attention, reference_attention
+from course_lib.flash_attention.cases import Case, Inputs, make_inputs
+from course_lib.runtime.numerics import assert_within_budget, budget
+
+NAMES = ("out", "lse", "dq", "dk", "dv")
+
+
+def forward_and_backward(function, inputs: Inputs) -> dict[str, Tensor]:
+    """Outputs and gradients of sum(out * dout) + sum(lse * dlse), over rows that see a key."""
+    q, k, v = (x.detach().requires_grad_() for x in (inputs.q, inputs.k, inputs.v))
+    out, lse = function(q, k, v)
+    sees = lse.detach() != -math.inf
+    loss = (out * inputs.dout).sum() + (torch.where(sees, lse, 0.0) * inputs.dlse).sum()
+    dq, dk, dv = torch.autograd.grad(loss, (q, k, v))
+    return dict(zip(NAMES, (out.detach(), lse.detach(), dq, dk, dv), strict=True))
+
+
+@functools.lru_cache(maxsize=64)
+def expected(
+    case: Case, dtype: torch.dtype, seed: int
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The oracle's results for a case as drawn in `dtype`, and the budget of each."""
+    inputs = make_inputs(case, dtype, seed=seed)
+    exact = Inputs(*(x.double() for x in (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)))
+    attention = functools.partial(
+        reference_attention, causal=case.causal, scale=case.scale, return_lse=True
+    )
+    oracle = forward_and_backward(attention, exact)
+    reference = forward_and_backward(attention, inputs)
+    extra = roundings_of_statistics(exact, case, oracle, dtype)
+    budgets = {
+        name: budget(reference[name], oracle[name], torch.float32 if name == "lse" else dtype)
+        + extra[name]
+        for name in NAMES
+    }
+    return oracle, budgets
+
+
+def roundings_of_statistics(
+    inputs: Inputs, case: Case, oracle: dict[str, Tensor], dtype: torch.dtype
+) -> dict[str, float]:
+    """What the backward owes to its two fp32 row statistics, each rounded once.
+
+    One rounding of L moves every probability of a row by |L| eps/2, and the gradients with it.
+    dS = P * (dP - delta) is a difference of two numbers that are equal where one key has all the
+    weight, and one rounding of them remains. Plain PyTorch saves P instead and owes neither.
+    """
+
+    def largest(x: Tensor) -> float:
+        x = x[x.isfinite()].abs()
+        return x.max().item() if x.numel() else 0.0
+
+    one_rounding = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
+    scale = case.scale or case.D**-0.5
+    logsumexp = largest(oracle["lse"])
+    cancelling = scale * largest(inputs.dout.norm(dim=-1)) * largest(inputs.v.norm(dim=-1))
+    return {
+        "out": 0.0,
+        "lse": 0.0,
+        "dq": one_rounding * (logsumexp * largest(oracle["dq"]) + cancelling * largest(inputs.k)),
+        "dk": one_rounding * (logsumexp * largest(oracle["dk"]) + cancelling * largest(inputs.q)),
+        "dv": one_rounding * logsumexp * largest(oracle["dv"]),
+    }
+
+
+def assert_matches_oracle(case: Case, dtype: torch.dtype, implementation: str, *, seed: int = 0):
+    oracle, budgets = expected(case, dtype, seed)
+    inputs = make_inputs(case, dtype, seed=seed)
+    before = [x.clone() for x in (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)]
+
+    actual = forward_and_backward(
+        functools.partial(
+            flash_attention,
+            causal=case.causal,
+            scale=case.scale,
+            return_lse=True,
+            implementation=implementation,
+        ),
+        inputs,
+    )
+
+    for name in NAMES:
+        wanted = torch.float32 if name == "lse" and dtype != torch.float64 else dtype
+        assert actual[name].dtype == wanted, name
+        assert_within_budget(actual[name], oracle[name], budgets[name], name=name)
+    after = (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True)), "inputs changed"
