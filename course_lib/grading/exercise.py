@@ -19,6 +19,7 @@ class, a host function that launches a kernel, a number, or a letter.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -188,7 +189,9 @@ def chapters() -> list[Chapter]:
     found = []
     for module in pkgutil.iter_modules(course_lib.__path__):
         name = f"course_lib.{module.name}.exercises"
-        if module.ispkg and importlib.util.find_spec(name) is not None:
+        spec = importlib.util.find_spec(name) if module.ispkg else None
+        # A folder without an __init__ has no origin: it is not a chapter's exercises yet.
+        if spec is not None and spec.origin is not None:
             found.append(importlib.import_module(name).CHAPTER)
     return sorted(found, key=lambda chapter: chapter.slug)
 

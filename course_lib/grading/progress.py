@@ -11,10 +11,11 @@ import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempt (
@@ -29,6 +30,9 @@ CREATE TABLE IF NOT EXISTS recall (
 CREATE INDEX IF NOT EXISTS attempt_by_exercise ON attempt (exercise, id);
 """
 
+LONGEST_PAUSE = 1800.0
+"""Seconds between two checks that count as work at most."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -40,12 +44,14 @@ class Standing:
         failures_in_a_row: Failed checks since the last pass.
         minutes: From the first attempt to the first pass (or to the last attempt), 30 at most
             for a pause.
+        last_at: When the last check ran (seconds since 1970), or None.
     """
 
     status: str = "new"
     attempts: int = 0
     failures_in_a_row: int = 0
     minutes: float = 0.0
+    last_at: float | None = None
 
 
 def home() -> Path:
@@ -73,26 +79,50 @@ def _store() -> Iterator[sqlite3.Connection]:
 
 
 def _write(sql: str, *values: object) -> None:
-    try:
-        with _store() as store:
-            store.execute(sql, values)
-    except (sqlite3.Error, OSError) as error:
-        _cannot("saved", error)
+    _attempt("saved", lambda store: store.execute(sql, values), None)
 
 
 def _read(sql: str, *values: object) -> list[tuple]:
+    return _attempt("read", lambda store: store.execute(sql, values).fetchall(), [])
+
+
+def _attempt(verb: str, action: Callable[[sqlite3.Connection], Any], otherwise: Any) -> Any:
+    """Do something with the store; where that cannot be, warn and give `otherwise`."""
     try:
-        with _store() as store:
-            return store.execute(sql, values).fetchall()
+        try:
+            with _store() as store:
+                return action(store)
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            _set_aside(error)
+            with _store() as store:
+                return action(store)
     except (sqlite3.Error, OSError) as error:
-        _cannot("read", error)
-        return []
+        advice = "Your code is not affected."
+        warnings.warn(
+            f"Progress could not be {verb} at {store_path()}: {error}. {advice}", stacklevel=4
+        )
+        return otherwise
 
 
-def _cannot(verb: str, error: Exception) -> None:
-    advice = "Your code is not affected. Move that file away to start a new record."
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file itself is broken; a locked or unreadable one is not."""
+    return error.sqlite_errorcode in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _set_aside(error: sqlite3.Error) -> None:
+    """Move a damaged store away under a name that says so; nothing of it is deleted."""
+    damaged = store_path().with_name(
+        f"{store_path().name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            os.replace(f"{store_path()}{suffix}", f"{damaged}{suffix}")
     warnings.warn(
-        f"Progress could not be {verb} at {store_path()}: {error}. {advice}", stacklevel=4
+        f"The record of your progress is damaged ({error}). It was moved to {damaged}, and a new "
+        "one was begun. Your code is not affected.",
+        stacklevel=5,
     )
 
 
@@ -110,17 +140,30 @@ def record_attempt(exercise: str, status: str, stage: str, misconception: str | 
 
 def standing(exercise: str) -> Standing:
     """Where the learner stands with one exercise."""
-    rows = _read("SELECT status, at FROM attempt WHERE exercise = ? ORDER BY id", exercise)
+    return _standing(
+        _read("SELECT status, at FROM attempt WHERE exercise = ? ORDER BY id", exercise)
+    )
+
+
+def standings() -> dict[str, Standing]:
+    """Where the learner stands with every exercise that was ever checked."""
+    by_exercise: dict[str, list[tuple[str, float]]] = {}
+    for exercise, status, at in _read("SELECT exercise, status, at FROM attempt ORDER BY id"):
+        by_exercise.setdefault(exercise, []).append((status, at))
+    return {exercise: _standing(rows) for exercise, rows in by_exercise.items()}
+
+
+def _standing(rows: list[tuple[str, float]]) -> Standing:
     tried = [(status, at) for status, at in rows if status != "todo"]
     if not tried:
-        return Standing("todo" if rows else "new")
+        return Standing("todo" if rows else "new", last_at=rows[-1][1] if rows else None)
     statuses = [status for status, _ in tried]
     failures = next((i for i, s in enumerate(reversed(statuses)) if s != "failed"), len(statuses))
     until = statuses.index("passed") + 1 if "passed" in statuses else len(tried)
     times = [rows[0][1]] + [at for _, at in tried[:until]]
-    seconds = sum(min(b - a, 1800.0) for a, b in zip(times, times[1:], strict=False))
+    seconds = sum(min(b - a, LONGEST_PAUSE) for a, b in zip(times, times[1:], strict=False))
     status = "passed" if "passed" in statuses else statuses[-1]
-    return Standing(status, len(tried), failures, seconds / 60)
+    return Standing(status, len(tried), failures, seconds / 60, rows[-1][1])
 
 
 def record_hint(exercise: str, rung: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from course_lib.grading.exercise import Exercise, Misconception
-from course_lib.notebook.cards import CARD_STYLE, inline_markdown
+from course_lib.notebook.cards import header, inline_markdown, pairs, section
 
 SIGNS = {"passed": "✓", "failed": "✗", "todo": "○"}
 WORDS = {"passed": "Passed", "failed": "Not yet", "todo": "To do"}
@@ -78,25 +78,25 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         exercise = self.exercise
-        points = f"{exercise.points} points" if self.status == "passed" and not self.staff else ""
-        rows = "".join(
-            f"<tr><th scope='row'>{escape(label)}</th><td><code>{escape(value)}</code></td></tr>"
-            for label, value in self.shown
-        )
+        earned = f"{exercise.points} points" if self.status == "passed" and not self.staff else ""
         case = f"<p class='course-case'>Case: {escape(self.case)}</p>" if self.case else ""
-        table = f"<table>{rows}</table>" if rows else ""
-        advice = "".join(
-            f"<p><b>{escape(label)}</b> {inline_markdown(text)}</p>" for label, text in self.advice
-        )
+        values = [(label, escape(value)) for label, value in self.shown]
+        advice = [(label, inline_markdown(text)) for label, text in self.advice]
         tried = ""
         if self.tried:
             items = "".join(f"<li>{escape(name)}</li>" for name in self.tried)
-            tried = f"<details><summary>{len(self.tried)} cases pass</summary><ul>{items}</ul></details>"
-        return (
-            f"{CARD_STYLE}<section class='course-card course-{self.status}'>"
-            f"<header><span aria-hidden='true'>{SIGNS[self.status]}</span> "
-            f"<b>{WORDS[self.status]}</b> {escape(exercise.title)}<i>{points}</i></header>"
-            f"<p>{inline_markdown(self.message)}</p>{case}{table}{advice}{tried}</section>"
+            noun = "case passes" if len(self.tried) == 1 else "cases pass"
+            tried = (
+                f"<details><summary>{len(self.tried)} {noun}</summary><ul>{items}</ul></details>"
+            )
+        return section(
+            self.status,
+            header(WORDS[self.status], exercise.title, earned, SIGNS[self.status]),
+            f"<p>{inline_markdown(self.message)}</p>",
+            case,
+            pairs(values, "values"),
+            pairs(advice, "advice"),
+            tried,
         )
 
 

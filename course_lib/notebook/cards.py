@@ -6,23 +6,18 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any
 
-CARD_STYLE = """<style>
-.course-card {
-  --course-ink: var(--jp-content-font-color1, var(--vscode-editor-foreground, var(--colab-primary-text-color, #1f2328)));
-  --course-muted: var(--jp-content-font-color2, var(--vscode-descriptionForeground, #59636e));
-  --course-line: var(--jp-border-color2, var(--vscode-widget-border, #d1d9e0));
-  --course-paper: var(--jp-layout-color1, var(--vscode-editor-background, #fff));
-  --course-tint: var(--jp-layout-color2, var(--vscode-textCodeBlock-background, #f3f5f7));
-  --course-rule: var(--course-line);
-  box-sizing: border-box; max-width: 46rem; margin: .5rem 0; padding: 1rem 1.35rem 1.1rem;
-  color: var(--course-ink); background: var(--course-paper);
-  border: 1px solid var(--course-line); border-left: 3px solid var(--course-rule);
-  border-radius: 6px; font: 14px/1.55 var(--jp-content-font-family, system-ui, sans-serif);
-  font-variant-numeric: tabular-nums;
-}
-</style>"""
+
+def _style_element() -> str:
+    css = Path(__file__).with_name("cards.css").read_text(encoding="utf-8")
+    css = re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)
+    return "<style>" + " ".join(css.split()) + "</style>"
+
+
+CARD_STYLE = _style_element()
+"""The style of every card. Each card carries it, so that any output can be shown on its own."""
 
 
 @dataclass
@@ -60,22 +55,65 @@ def emit(card: Card, display_id: str | None = None) -> None:
     """Show a card here and now; with a `display_id`, it can be replaced later."""
     from IPython.display import display
 
-    display(card, display_id=display_id) if display_id else display(card)
+    if display_id is None:
+        display(card)
+    else:
+        display(card, display_id=display_id)
 
 
-def section(status: str, header: str, body: str) -> str:
-    """The markup of a card: style, header line and body."""
-    return (
-        f"{CARD_STYLE}<section class='course-card course-{status}'>"
-        f"<header>{header}</header>{body}</section>"
-    )
+def header(word: str, title: str = "", aside: str = "", sign: str = "") -> str:
+    """A card's first line. Everything is plain text and is escaped.
+
+    Args:
+        word: What kind of card, or the status, in its colour.
+        title: What it is about.
+        aside: A quiet remark at the right.
+        sign: A sign before the word, which screen readers skip since the word says the same.
+    """
+    mark = f"<span aria-hidden='true'>{escape(sign)}</span> " if sign else ""
+    parts = [f"<span class='course-word'>{mark}{escape(word)}</span>"]
+    if title:
+        parts.append(f"<span class='course-title'>{escape(title)}</span>")
+    if aside:
+        parts.append(f"<span class='course-aside'>{escape(aside)}</span>")
+    return f"<header>{' '.join(parts)}</header>"
+
+
+def section(kind: str, *parts: str) -> str:
+    """A card's markup.
+
+    Args:
+        kind: "passed", "failed", "todo", "hint", "predict", "outcome", … : the rule's colour.
+        *parts: HTML.
+    """
+    return f"{CARD_STYLE}<section class='course-card course-{kind}'>{''.join(parts)}</section>"
+
+
+def pairs(rows: list[tuple[str, str]], kind: str) -> str:
+    """Labels and values, aligned. Values are HTML.
+
+    Args:
+        rows: (label, value).
+        kind: "values" for data in fixed width, "advice" for sentences.
+    """
+    if not rows:
+        return ""
+    items = "".join(f"<dt>{escape(label)}</dt><dd>{value}</dd>" for label, value in rows)
+    return f"<dl class='course-{kind}'>{items}</dl>"
 
 
 @cache
 def _markdown() -> Any:
     import mistune
 
-    return mistune.create_markdown(escape=True, plugins=["strikethrough", "table", "math"])
+    class Renderer(mistune.HTMLRenderer):
+        def block_code(self, code: str, info: str | None = None) -> str:
+            return highlight(code) if info == "python" else super().block_code(code, info)
+
+    # Raw HTML in a text is shown as it stands. A formula stays as it is: JupyterLab sets it.
+    return mistune.create_markdown(
+        renderer=Renderer(escape=True), plugins=["strikethrough", "table", "math"]
+    )
 
 
 def block_markdown(text: str) -> str:
@@ -84,10 +122,24 @@ def block_markdown(text: str) -> str:
 
 
 def inline_markdown(text: str) -> str:
-    """Markdown as HTML without a paragraph around it, for the middle of a sentence."""
+    """Markdown as HTML without a paragraph around it; several paragraphs stay paragraphs."""
     html = block_markdown(text).strip()
     one = re.fullmatch(r"<p>(.*?)</p>", html, flags=re.DOTALL)
     return one[1] if one and "<p>" not in one[1] else html
 
 
-__all__ = ["CARD_STYLE", "Card", "block_markdown", "emit", "escape", "inline_markdown", "section"]
+def plain_markdown(text: str) -> str:
+    """Markdown as one line of plain text: without backticks, emphasis and links' addresses."""
+    text = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"`([^`]*)`", r"\1", text)
+    return " ".join(re.sub(r"(?<!\w)\*{1,2}([^*\s][^*]*)\*{1,2}(?!\w)", r"\1", text).split())
+
+
+def highlight(code: str) -> str:
+    """Python source as HTML, coloured by the theme of the page."""
+    from pygments import highlight as colour
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    spans = colour(code.strip("\n"), PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
+    return f"<pre><code>{spans.rstrip()}</code></pre>"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import random
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,17 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from course_lib.grading import progress
-from course_lib.notebook.cards import Card, block_markdown, emit, inline_markdown, section
+from course_lib.notebook.cards import (
+    CARD_STYLE,
+    Card,
+    block_markdown,
+    emit,
+    header,
+    inline_markdown,
+    pairs,
+    plain_markdown,
+    section,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -218,7 +227,7 @@ def predict_card(question: Question) -> Card:
         static += f"<ul class='course-choices'>{items}</ul>"
     static += "<p class='course-quiet'>Commit to an answer before you read on.</p>"
     return Card(
-        "\n".join(lines), section("predict", "<b>Predict</b>", static), _predict_widget(asked)
+        "\n".join(lines), section("predict", header("Predict"), static), _predict_widget(asked)
     )
 
 
@@ -228,7 +237,7 @@ def _predict_widget(asked: Asked) -> Any:
     except ImportError:
         return None
     question = asked.question
-    head = widgets.HTML(_widget_head("predict", "Predict", asked.prompt))
+    head = widgets.HTML(_widget_head("Predict", asked.prompt))
     row, box = _answer_field(widgets, asked)
     button = widgets.Button(description="Commit", button_style="")
     status = widgets.HTML()
@@ -319,18 +328,15 @@ def outcome_card(
         rows = {str(label): _with_unit(value, question) for label, value in measured.items()}
     else:
         rows = {"Measured": _with_unit(measured, question)}
-    table = "".join(
-        f"<tr><th scope='row'>{inline_markdown(label)}</th><td>{inline_markdown(value)}</td></tr>"
-        for label, value in rows.items()
-    )
+    table = pairs([(label, inline_markdown(value)) for label, value in rows.items()], "measured")
     if question.choices is None and _is_number(measured):
         asked = Asked(question, asked.prompt, float(measured), asked.reply)
     body = (
-        f"<details><summary>Outcome</summary><table>{table}</table>"
+        f"<details><summary>Outcome</summary>{table}"
         f"{_answer_to(asked, predicted)}{picture}</details>"
     )
     text = "; ".join(f"{label}: {value}" for label, value in rows.items())
-    return Card(f"Outcome. {text}", section("outcome", "", body))
+    return Card(f"Outcome. {text}", section("outcome", body))
 
 
 def _answer_to(asked: Asked, predicted: str | None) -> str:
@@ -419,7 +425,7 @@ def recall_card(chapter: str, count: int = 3) -> Card:
     chosen = recall_questions(chapter, count)
     if not chosen:
         text = "Nothing to recall yet: this is where the course begins."
-        return Card(text, section("recall", "<b>Recall</b>", f"<p>{text}</p>"))
+        return Card(text, section("recall", header("Recall"), f"<p>{text}</p>"))
     lines, static = ["Recall"], ""
     for number, question in enumerate(chosen, start=1):
         asked = question.ask()
@@ -436,7 +442,7 @@ def recall_card(chapter: str, count: int = 3) -> Card:
             f"{block_markdown(asked.reply)}</details></div>"
         )
     return Card(
-        "\n".join(lines), section("recall", "<b>Recall</b>", static), _recall_widget(chosen)
+        "\n".join(lines), section("recall", header("Recall"), static), _recall_widget(chosen)
     )
 
 
@@ -449,7 +455,7 @@ def _recall_widget(chosen: Sequence[Question]) -> Any:
     blocks = []
     for number, question in enumerate(chosen, start=1):
         blocks += _recall_block(widgets, question.ask(rng), number)
-    head = widgets.HTML(_widget_head("recall", "Recall", ""))
+    head = widgets.HTML(_widget_head("Recall", ""))
     return _widget_card(widgets, "recall", [head, *blocks])
 
 
@@ -610,8 +616,10 @@ def _answer_field(widgets: Any, asked: Asked) -> tuple[Any, Any]:
     question = asked.question
     if question.choices is not None:
         # A radio button's label is plain text.
-        plain = {letter: re.sub(r"[`*]", "", text) for letter, text in question.choices.items()}
-        options = [(f"{letter}) {text}", letter) for letter, text in plain.items()]
+        options = [
+            (f"{letter}) {plain_markdown(text)}", letter)
+            for letter, text in question.choices.items()
+        ]
         box = widgets.RadioButtons(options=options, index=None)
         box.layout.width = "auto"
         return box, box
@@ -622,11 +630,8 @@ def _answer_field(widgets: Any, asked: Asked) -> tuple[Any, Any]:
     return widgets.HBox([box, widgets.HTML(f"<span>{escape(question.unit)}</span>")]), box
 
 
-def _widget_head(status: str, title: str, prompt: str) -> str:
-    from course_lib.notebook.cards import CARD_STYLE
-
-    body = block_markdown(prompt) if prompt else ""
-    return f"{CARD_STYLE}<header><b>{escape(title)}</b></header>{body}"
+def _widget_head(title: str, prompt: str) -> str:
+    return CARD_STYLE + header(title) + (block_markdown(prompt) if prompt else "")
 
 
 def _widget_card(widgets: Any, status: str, children: list[Any]) -> Any:
