@@ -153,7 +153,7 @@ def _bind(kernel: JITFunction[Any], args: Sequence[Any], kwargs: dict[str, Any])
 
 
 def _grid_shape(grid: Any, arguments: dict[str, Any]) -> tuple[int, int, int]:
-    shape = grid(arguments) if callable(grid) else grid
+    shape: Any = grid(arguments) if callable(grid) else grid
     shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if not 1 <= len(shape) <= 3:
         raise ValueError(f"grid must have 1 to 3 dimensions, got {shape}")
@@ -220,7 +220,9 @@ def _make_rewritten(function: JITFunction[Any]) -> Callable[..., Any]:
 
     # Inside a factory, the semantic object and the kernel's own closure are free variables, and
     # the kernel's globals stay as the learner left them.
-    captured = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
+    captured: dict[str, types.CellType] = dict(
+        zip(original.__code__.co_freevars, original.__closure__ or (), strict=True)
+    )
     captured[_SEMANTIC] = types.CellType(triton_interpreter.interpreter_semantic)
     factory = ast.parse(f"def factory({', '.join(captured)}): pass")
     outer = factory.body[0]

@@ -123,14 +123,14 @@ def _require_triton() -> None:
 def _sync_patch() -> None:
     """Replace or restore the two methods of ``JITFunction`` that decide how a kernel runs."""
     global _compiled_methods
-    from triton.runtime.jit import JITFunction
+    from triton.runtime import jit
 
+    kernels: Any = jit.JITFunction
     if interpreting() and _compiled_methods is None:
-        _compiled_methods = JITFunction.run, JITFunction.__call__
-        JITFunction.run = _interpreted_run
-        JITFunction.__call__ = _interpreted_call
+        _compiled_methods = kernels.run, kernels.__call__
+        kernels.run, kernels.__call__ = _interpreted_run, _interpreted_call
     elif not interpreting() and _compiled_methods is not None:
-        JITFunction.run, JITFunction.__call__ = _compiled_methods
+        kernels.run, kernels.__call__ = _compiled_methods
         _compiled_methods = None
 
 

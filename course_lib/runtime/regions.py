@@ -139,7 +139,7 @@ class Regions:
         storage = self._storage_of(tensor)
         storage.unit = min(storage.unit, itemsize)
         span = _span(tensor)
-        offset = tensor.storage_offset() * itemsize
+        offset = int(tensor.storage_offset()) * itemsize
         number = _FIRST_REGION + len(self._by_number)
         # With the offset, the pointer is aligned as on a GPU, where storages begin on 256 bytes.
         address = (number << REGION_BITS) + HALF_REGION + offset
