@@ -11,26 +11,24 @@ PREDICT = (
         id="start_here.slowest",
         prompt=(
             "`x` holds 20 million float32 numbers, and the result is written into a tensor that "
-            "is already there. On one CPU thread, which takes longest?"
+            "is already there. On one CPU thread, how long does `torch.add(x, 1, out=out)` take, "
+            "compared with the plain copy `out.copy_(x)`?"
         ),
         choices={
-            "a": "`out.copy_(x)`: a copy",
-            "b": "`torch.add(x, 1, out=out)`: one addition a number",
-            "c": "`torch.exp(x, out=out)`: a dozen or more operations a number",
-            "d": "none of them: they are within a quarter of each other",
+            "a": "about twice as long: a copy and an addition",
+            "b": "about half as long again",
+            "c": "as long as the copy, within a quarter",
         },
-        answer="d",
+        answer="c",
         replies={
-            "a": "A copy does no arithmetic at all, yet it moves exactly as many bytes as the "
-            "other two. That is why it is not faster either.",
+            "a": "That would be so if the addition came after the copy. It happens while the core "
+            "waits for the next numbers, and it has waited for them anyway.",
             "b": "One addition a number is nothing beside fetching the number. The core waits for "
             "memory during most of the time, with or without the addition.",
-            "c": "exp does the most arithmetic by far. It fits into the time that the core would "
-            "otherwise spend waiting for the next bytes.",
         },
         reply=(
-            "All three read 80 MB and write 80 MB. The time is the time of the bytes; the "
-            "arithmetic hides behind it."
+            "Both read 80 MB and write 80 MB, and that is what takes the time. Even exp, a dozen "
+            "operations a number, costs only one to three copies."
         ),
     ),
     Question(
@@ -42,19 +40,38 @@ PREDICT = (
         ),
         choices={
             "a": "about 100 times as long",
-            "b": "about 10 times as long",
-            "c": "less than 3 times as long",
+            "b": "about 30 times as long",
+            "c": "less than 10 times as long",
         },
         answer="c",
         replies={
             "a": "That would be so if time went with operations. It went with bytes: the product "
             "moves 12 MB, the addition 160 MB.",
             "b": "You allowed for something that hides the arithmetic, and it hides more than "
-            "that. Each number of the product is fetched once and used a thousand times.",
+            "that. Each number of the product is fetched rarely and used a thousand times.",
         },
         reply=(
-            "The product uses each number that it fetches in 1,024 multiplications; the addition "
-            "uses it in one. Operations per byte decide which of the two limits you hit."
+            "The product uses each number in 1,024 multiplications; the addition uses it in one. "
+            "Operations per byte decide which of the two limits you hit."
+        ),
+    ),
+    Question(
+        id="start_here.overwritten",
+        prompt=(
+            "The kernel above runs with n = 100, BLOCK = 64 and two programs, and has no mask. "
+            "`out` is followed in memory by another tensor. How many elements of that neighbour "
+            "does the launch overwrite?"
+        ),
+        answer=28,
+        tolerance=0.0,
+        unit="elements",
+        replies={
+            "low": "Nothing stops the second program at element 100: a pointer has no length.",
+            "high": "Two programs of 64 lanes write elements 0 to 127. Elements 0 to 99 are `out`.",
+        },
+        reply=(
+            "Two programs write 2 × 64 = 128 elements, and `out` has 100. The answer in `out` is "
+            "right all the same, which is what makes this bug quiet."
         ),
     ),
 )
