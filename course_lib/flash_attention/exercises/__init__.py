@@ -1,10 +1,17 @@
 """The exercises of chapter 08, in the order in which they are met."""
 
 from course_lib.flash_attention.exercises import (
+    accepts_online_softmax,
+    attention_backward,
+    bytes_moved,
+    causal_tiles,
     merge_states,
+    one_new_token,
+    one_pass_variance,
     online_softmax,
     safe_softmax,
     take_tile,
+    tiled_attention,
 )
 from course_lib.grading.exercise import Chapter
 
@@ -17,5 +24,14 @@ CHAPTER = Chapter(
         online_softmax.EXERCISE,
         take_tile.EXERCISE,
         merge_states.EXERCISE,
+        bytes_moved.EXERCISE,
+        bytes_moved.USELESS_TILE,
+        tiled_attention.EXERCISE,
+        one_pass_variance.EXERCISE,
+        # Core ends here.
+        accepts_online_softmax.EXERCISE,
+        causal_tiles.EXERCISE,
+        attention_backward.EXERCISE,
+        one_new_token.EXERCISE,
     ),
 )

@@ -32,8 +32,8 @@ def cases(size: str, seed: int) -> Iterable[Case]:
     yield Case(
         "one row: the second part has three times the weight",
         {
-            "out": torch.tensor([[[0.0]], [[4.0]]]),
-            "lse": torch.tensor([[0.0], [math.log(3.0)]]),
+            "out": torch.tensor([[[1.0]], [[5.0]]]),
+            "lse": torch.tensor([[math.log(2.0)], [math.log(6.0)]]),
         },
     )
     yield Case("two parts, three rows", states(2, 3, 2))
@@ -234,8 +234,8 @@ EXERCISE = Exercise(
         empty_counts,
     ),
     hints=(
-        "Re-read the solved example above this card. By hand: sums 1 and 3 (lse 0 and log 3), "
-        "outputs 0 and 4. The joint sum is 4. What is the output?",
+        "Re-read the solved example above this card. By hand: sums 2 and 6 (lse is their "
+        "logarithm), outputs 1 and 5. The joint sum is 8. What is the output?",
         "Print the two weights divided by their sum: they are shares, at least 0, and add up to 1 "
         "in every row that saw a key. Then merge in the other order: nothing may change.",
         "```python\ntop = torch.maximum(lse_a, lse_b)\norigin = torch.where(top == -math.inf, ..., top)\n"

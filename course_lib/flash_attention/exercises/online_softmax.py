@@ -20,8 +20,8 @@ def cases(size: str, seed: int) -> Iterable[Case]:
         return spread * torch.randn(n, generator=generator)
 
     yield Case(
-        "three scores, the largest last",
-        {"scores": torch.tensor([0.0, 1.0, 3.0]), "sizes": [1, 1, 1]},
+        "three scores, the largest second",
+        {"scores": torch.tensor([1.0, 3.0, 0.0]), "sizes": [1, 1, 1]},
     )
     yield Case("one tile", {"scores": scores(7), "sizes": [7]})
     yield Case(
@@ -47,7 +47,7 @@ def cases(size: str, seed: int) -> Iterable[Case]:
 
 
 def harness(answer, data):
-    """Hand the scores over tile by tile, in one buffer that is overwritten, as on-chip memory is."""
+    """Hand the scores over tile by tile, in one buffer that is overwritten, as on a chip."""
     import torch
 
     def tiles():
@@ -98,7 +98,8 @@ def one_score_at_a_time(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
 
 @misconception(
     "sum not rescaled",
-    question="Your old sum was made of exp(score - old maximum). What must it be multiplied by when the maximum changes?",
+    question="Your old sum was made of exp(score - old maximum). What must it be multiplied by "
+    "when the maximum changes?",
     says="This is what you get when the running sum is not rescaled after a new maximum.",
 )
 def not_rescaled(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,7 +181,8 @@ def local_sums_added(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
 
 @misconception(
     "new terms rescaled too",
-    question="Which terms are still relative to the old maximum: all of them, or only those from before this tile?",
+    question="Which terms are still relative to the old maximum: all of them, or only those from "
+    "before this tile?",
     says="This is what you get when the factor multiplies the new tile's terms as well.",
 )
 def new_terms_rescaled_too(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,7 +198,8 @@ def new_terms_rescaled_too(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
 @misconception(
     "all tiles kept",
     question="How much memory would this take for a row of a million scores?",
-    says="This is what you get when the tiles are copied and joined: correct, and exactly what we wanted to avoid.",
+    says="This is what you get when the tiles are copied and joined: correct, and exactly what we "
+    "wanted to avoid.",
 )
 def all_tiles_kept(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
     scores = torch.cat([tile.clone() for tile in tiles])
@@ -206,7 +209,8 @@ def all_tiles_kept(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
 @misconception(
     "tiles listed",
     question="What stands in the buffer of the first tile by the time you read the last one?",
-    says="This is what you get when the tiles are collected in a list: they share one buffer, which has been overwritten.",
+    says="This is what you get when the tiles are collected in a list: they share one buffer, "
+    "which has been overwritten.",
 )
 def tiles_listed(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
     scores = torch.cat(list(tiles))
@@ -218,10 +222,11 @@ EXERCISE = Exercise(
     kind="function",
     title="Online softmax",
     task=(
-        "`tiles` yields the scores a tile at a time, in one buffer that is overwritten, as on-chip memory is. "
-        "Return the maximum of all scores and the sum of `exp(score - maximum)`, after one pass."
+        "`tiles` yields the scores a tile at a time, in one buffer that is overwritten, as on-chip "
+        "memory is. Return the maximum of all scores and the sum of `exp(score - maximum)`, after "
+        "one pass."
     ),
-    why="This recurrence is the whole reason why attention can be computed without its N × N matrix.",
+    why="This recurrence is why attention can be computed without its N × N matrix.",
     points=5,
     minutes=12,
     difficulty=2,
@@ -242,10 +247,12 @@ EXERCISE = Exercise(
         tiles_listed,
     ),
     hints=(
-        "Re-read *Two passes instead of three*. By hand: scores 0, 1, 3, one at a time. "
-        "After the first: maximum 0, sum 1. After the second the maximum is 1. What is the sum now?",
-        "Print `row_sum * exp(row_max)` after each tile. It must equal the plain sum of `exp(score)` so far, whatever the maximum is.",
-        "```python\nrow_max, row_sum = torch.tensor(-math.inf), torch.tensor(0.0)\nfor tile in tiles:\n    new_max = ...\n"
+        "Re-read the solved example above this card. By hand: scores 1, 3, 0, one at a time. After "
+        "the first: maximum 1, sum 1. After the second the maximum is 3. What is the sum now?",
+        "Print `row_sum * exp(row_max)` after each tile. It must equal the plain sum of "
+        "`exp(score)` so far, whatever the maximum is.",
+        "```python\nrow_max, row_sum = torch.tensor(-math.inf), torch.tensor(0.0)\n"
+        "for tile in tiles:\n    new_max = ...\n"
         "    row_sum = row_sum * ... + ...\n    row_max = new_max\nreturn row_max, row_sum\n```",
     ),
     budget=Budget(

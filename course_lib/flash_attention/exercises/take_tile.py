@@ -119,24 +119,13 @@ def only_rows_that_see(row_max, row_sum, acc, scores, values) -> State:
 @misconception(
     "not repaired",
     question="Which two numbers does `row_max - new_max` subtract while a row has seen no key?",
-    says="This is what you get from the code as it was: -inf - (-inf) is NaN, and NaN stays.",
+    says="This is what you get while -inf - (-inf) is left, in the rescale or in the weights: it "
+    "is NaN, and NaN stays.",
 )
 def not_repaired(row_max, row_sum, acc, scores, values) -> State:
     new_max = torch.maximum(row_max, scores.amax(dim=1))
     weights = torch.exp(scores - new_max[:, None])
     rescale = torch.exp(row_max - new_max)
-    return new_max, row_sum * rescale + weights.sum(1), acc * rescale[:, None] + weights @ values
-
-
-@misconception(
-    "only the rescale guarded",
-    question="The rescale is finite now. What is `scores - new_max` in a row of hidden keys?",
-    says="This is what you get when the rescale is guarded and the weights are not.",
-)
-def only_rescale_guarded(row_max, row_sum, acc, scores, values) -> State:
-    new_max = torch.maximum(row_max, scores.amax(dim=1))
-    weights = torch.exp(scores - new_max[:, None])
-    rescale = torch.exp(row_max - new_max).nan_to_num(0.0)
     return new_max, row_sum * rescale + weights.sum(1), acc * rescale[:, None] + weights @ values
 
 
@@ -224,7 +213,6 @@ EXERCISE = Exercise(
     accepts=(measured_from_zero, hidden_set_to_zero, only_rows_that_see),
     misconceptions=(
         not_repaired,
-        only_rescale_guarded,
         hidden_counts_in_full,
         finite_mask,
         tile_skipped,
