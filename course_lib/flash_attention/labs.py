@@ -21,6 +21,7 @@ from course_lib.notebook.trace_viewer import (
     span_text,
     walk_of,
 )
+from course_lib.runtime.measure import roofline
 from course_lib.runtime.tile import HAS_TRITON
 from course_lib.runtime.trace import Access, AccessKind, Launch, TensorInfo
 
@@ -117,7 +118,9 @@ def draw_online_softmax(state: OnlineSoftmax) -> Svg:
             svg.text(x + bar / 2, upper - 6 if above else lower + 15, f"{score:g}", anchor="middle")
             x += bar
         if seen:
-            svg.line([(start, y(step.max_after)), (x, y(step.max_after))], stroke="orange", dash="5 3")
+            svg.line(
+                [(start, y(step.max_after)), (x, y(step.max_after))], stroke="orange", dash="5 3"
+            )
         _tile_note(svg, (start + x) / 2, step, index, seen, now, state.forget)
         x += gap
     svg.line([(left, y(0)), (left + width, y(0))], stroke="grid", line=1)
@@ -311,7 +314,9 @@ def expected_walk(
         nbytes = rows * wide * 4
         first, past = start * wide, (start + rows) * wide
         accesses.append(
-            Access((program, 0, 0), kind, tensor, first, past, rows * wide, nbytes, shape, 0, "fp32")
+            Access(
+                (program, 0, 0), kind, tensor, first, past, rows * wide, nbytes, shape, 0, "fp32"
+            )
         )
 
     if order == QUERY_OUTER:
@@ -336,7 +341,9 @@ def expected_walk(
                 for name in ("o", *statistics):
                     touch(0, "store", name, m, block_m)
 
-    matrix = TensorInfo((1, 1, TOKENS, HEAD_DIM), (TOKENS * HEAD_DIM,) * 2 + (HEAD_DIM, 1), "float32", 4)
+    matrix = TensorInfo(
+        (1, 1, TOKENS, HEAD_DIM), (TOKENS * HEAD_DIM,) * 2 + (HEAD_DIM, 1), "float32", 4
+    )
     if order == QUERY_OUTER:
         row = TensorInfo((1, 1, TOKENS), (TOKENS, TOKENS, 1), "float32", 4)
         tensors = {**dict.fromkeys(SHOWN, matrix), "lse": row}
@@ -498,7 +505,13 @@ def _draw_scores(svg: Svg, state: TileWalk, left: float, top: float) -> None:
         else:
             svg.rect(x, y, width, height, fill="purple", opacity=0.22, stroke="paper", line=0.8)
     svg.line(
-        [(left, top), (left + SIDE, top), (left + SIDE, top + SIDE), (left, top + SIDE), (left, top)],
+        [
+            (left, top),
+            (left + SIDE, top),
+            (left + SIDE, top + SIDE),
+            (left, top + SIDE),
+            (left, top),
+        ],
         stroke="muted",
         line=1,
         dash="4 4",
@@ -521,10 +534,15 @@ def _draw_numbers(svg: Svg, state: TileWalk, x: float, width: float) -> None:
     svg.text(x, 74, f"Query {state.row}, tile by tile", size=12.5, weight=600)
     if state.row_max:
         _draw_statistics(svg, state, x, 84, width, 106)
+        svg.text(x, 214, f"– –  running maximum {state.row_max[-1]:.3f}", fill="orange", size=12.5)
         svg.text(
-            x, 214, f"– –  running maximum {state.row_max[-1]:.3f}", fill="orange", size=12.5
+            x + width,
+            214,
+            f"running sum {state.row_sum[-1]:.2f}  ●",
+            anchor="end",
+            fill="blue",
+            size=12.5,
         )
-        svg.text(x + width, 214, f"running sum {state.row_sum[-1]:.2f}  ●", anchor="end", fill="blue", size=12.5)
     else:
         svg.text(x, 98, "no key seen: maximum −∞, sum 0", size=12.5, fill="muted")
 
@@ -534,9 +552,7 @@ def _draw_numbers(svg: Svg, state: TileWalk, x: float, width: float) -> None:
     so_far = read[state.at] + written[state.at]
     draw_meter(svg, x, 256, width, "this walk", so_far, total, scale)
     draw_meter(svg, x, 302, width, "three library calls", state.naive, state.naive, scale, "muted")
-    svg.text(
-        x, 350, f"K and V are each read {_times(state.kv_reads)}", size=12.5, fill="muted"
-    )
+    svg.text(x, 350, f"K and V are each read {_times(state.kv_reads)}", size=12.5, fill="muted")
 
 
 def _draw_statistics(
@@ -562,7 +578,7 @@ def _draw_statistics(
             tip=f"tile {index + 1}: maximum {high:.3f}, sum {total:.2f}",
         )
         level = y + 8 + (max(state.row_max) - high) / spread * height * 0.3
-        points += [(middle - slot * 0.42, level), (middle + slot * 0.42, level)]
+        points += [(middle - slot * 0.5, level), (middle + slot * 0.5, level)]
     svg.line(points, stroke="orange", line=2, dash="5 3")
 
 
@@ -606,9 +622,9 @@ def describe_tile_walk(state: TileWalk) -> str:
     read, written = walk.read, walk.written
     return (
         f"{_who(state)} {verb} {name}, rows {span_text(first, past)}. {statistics} "
-        f"So far {bytes_text(read[state.at] + written[state.at])} have moved. In the end this walk "
-        f"reads {bytes_text(read[-1])} and writes {bytes_text(written[-1])}, with K and V each read "
-        f"{_times(state.kv_reads)}; the three library calls move {bytes_text(state.naive)}."
+        f"So far {bytes_text(read[state.at] + written[state.at])} have moved. In the end this "
+        f"walk reads {bytes_text(read[-1])} and writes {bytes_text(written[-1])}, with K and V "
+        f"each read {_times(state.kv_reads)}; the three calls move {bytes_text(state.naive)}."
     )
 
 
@@ -636,4 +652,261 @@ tile_walker = Lab(
     draw=draw_tile_walk,
     describe=describe_tile_walk,
     insight_at={"block_m": 128},
+)
+
+
+# --- The roofline ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a machine can do at most.
+
+    Attributes:
+        flops: Operations a second in matrix products of this precision.
+        bandwidth: Bytes a second from its main memory.
+        itemsize: Bytes a number.
+        source: Where the two figures come from.
+    """
+
+    flops: float
+    bandwidth: float
+    itemsize: int
+    source: str
+
+
+THIS_MACHINE = "this machine"
+DEVICES = {
+    "T4": Device(65e12, 320e9, 2, "NVIDIA Turing whitepaper: fp16 tensor cores, GDDR6"),
+    "L4": Device(121e12, 300e9, 2, "NVIDIA L4 datasheet, dense bf16"),
+    "A100 80 GB": Device(312e12, 2039e9, 2, "NVIDIA A100 datasheet, SXM, dense bf16"),
+    "H100": Device(989e12, 3350e9, 2, "NVIDIA H100 datasheet, SXM, dense bf16"),
+    "H200": Device(989e12, 4800e9, 2, "NVIDIA H200 datasheet, SXM, dense bf16"),
+}
+"""Peaks as their maker publishes them. Real kernels stay below both."""
+
+
+@lru_cache(maxsize=1)
+def measured_device() -> Device:
+    """This machine in float32: its fastest matrix product and its fastest copy, a moment ago."""
+    peak = roofline()
+    return Device(peak.flops_per_second, peak.bytes_per_second, 4, "measured just now, float32")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to compute attention, as the roofline sees it.
+
+    Attributes:
+        name: What it is.
+        flops: Operations for one head (one group of heads in generation).
+        nbytes: Bytes from and to main memory, no cache assumed.
+    """
+
+    name: str
+    flops: float
+    nbytes: float
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte."""
+        return self.flops / self.nbytes
+
+    def seconds(self, device: Device) -> float:
+        """The least time that the device's two limits allow."""
+        return max(self.flops / device.flops, self.nbytes / device.bandwidth)
+
+
+@dataclass(frozen=True)
+class RooflineState:
+    """Two ways to compute the same attention on one device."""
+
+    device_name: str
+    device: Device
+    phase: str
+    tokens: int
+    head_dim: int
+    block_m: int
+    group: int
+    naive: Point
+    tiled: Point
+
+    @property
+    def ridge(self) -> float:
+        """Operations a byte from which on arithmetic is the limit."""
+        return self.device.flops / self.device.bandwidth
+
+
+PREFILL, DECODE = "prefill: all tokens", "generation: one new token"
+
+
+def attention_points(
+    phase: str, tokens: int, head_dim: int, block_m: int, group: int, itemsize: int
+) -> tuple[Point, Point]:
+    """The naive and the tiled way, with bytes and operations counted for one head.
+
+    Prefill: `tokens` queries meet `tokens` keys. Generation: one token's `group` query heads meet
+    `tokens` cached keys that they share; the naive way first copies K and V for each of them.
+    """
+    if phase == PREFILL:
+        flops = 4 * tokens * tokens * head_dim
+        return (
+            Point("three calls", flops, naive_bytes(tokens, head_dim, itemsize)),
+            Point("tiled", flops, tiled_bytes(tokens, head_dim, itemsize, block_m)),
+        )
+    flops = 4 * group * tokens * head_dim
+    rows, scores, cache = 2 * group * head_dim, 4 * group * tokens, 2 * tokens * head_dim
+    # Repeating K and V reads the cache, writes a copy for each query head, and reads the copies.
+    copies = 0 if group == 1 else cache + group * cache
+    return (
+        Point("three calls", flops, (rows + scores + copies + group * cache) * itemsize),
+        Point("tiled", flops, (rows + cache) * itemsize),
+    )
+
+
+def compute_roofline(
+    *, device: str, phase: str, tokens: int, head_dim: int, block_m: int, group: int
+) -> RooflineState:
+    """Count both ways and put them under the device's roof."""
+    machine = measured_device() if device == THIS_MACHINE else DEVICES[device]
+    points = attention_points(phase, tokens, head_dim, block_m, group, machine.itemsize)
+    return RooflineState(device, machine, phase, tokens, head_dim, block_m, group, *points)
+
+
+LEFT, RIGHT, TOP, BOTTOM = 48.0, 712.0, 34.0, 266.0
+LOW, HIGH = -1.0, 4.0  # of the horizontal axis, powers of ten
+
+
+def draw_roofline(state: RooflineState) -> Svg:
+    """Attainable speed against operations a byte, both on logarithmic axes."""
+    svg = Svg(740, 310, "Roofline: attainable speed against operations a byte")
+    device = state.device
+    ceiling = math.ceil(math.log10(device.flops) + 0.15)
+    floor = ceiling - 5
+
+    def x(intensity: float) -> float:
+        return LEFT + (math.log10(intensity) - LOW) / (HIGH - LOW) * (RIGHT - LEFT)
+
+    def y(speed: float) -> float:
+        share = (math.log10(speed) - floor) / (ceiling - floor)
+        return BOTTOM - max(0.0, share) * (BOTTOM - TOP)
+
+    for power in range(int(LOW), int(HIGH) + 1):
+        svg.line([(x(10**power), TOP), (x(10**power), BOTTOM)], stroke="grid", line=0.8)
+        svg.text(
+            x(10**power), BOTTOM + 17, f"{10**power:,g}", anchor="middle", fill="muted", size=12
+        )
+    for power in range(floor, ceiling + 1):
+        svg.line([(LEFT, y(10**power)), (RIGHT, y(10**power))], stroke="grid", line=0.8)
+        label = _speed(10**power).removesuffix("FLOP/s")
+        svg.text(LEFT - 7, y(10**power) + 4, label, anchor="end", fill="muted", size=12)
+    svg.text(RIGHT, BOTTOM + 36, "operations a byte (FLOP/byte)", anchor="end", size=12.5)
+    svg.text(LEFT - 38, TOP - 16, "operations a second (FLOP/s), at best", size=12.5)
+
+    start = max(10**LOW, 10**floor / device.bandwidth)
+    ridge, roof = x(state.ridge), y(device.flops)
+    low = (x(start), y(start * device.bandwidth))
+    svg.line([low, (ridge, roof), (RIGHT, roof)], line=2.2)
+    svg.line([(ridge, roof), (ridge, BOTTOM)], stroke="muted", dash="2 4")
+    svg.text(ridge + 6, BOTTOM - 8, f"ridge {state.ridge:.0f}", fill="muted", size=12)
+    svg.text(RIGHT - 4, roof - 8, "limit: arithmetic", anchor="end", fill="muted", size=12)
+    svg.text(low[0] + 26, low[1] + 12, "limit: memory", fill="muted", size=12)
+
+    for point, colour, side in ((state.naive, "orange", -1), (state.tiled, "blue", 1)):
+        speed = point.flops / point.seconds(device)
+        px, py = x(point.intensity), y(speed)
+        svg.line([(px, py), (px, BOTTOM)], stroke=colour, line=1.2, dash="1 4")
+        tip = (
+            f"{point.name}: {point.intensity:.3g} operations a byte, "
+            f"{bytes_text(point.nbytes)}, at best {_speed(speed)}"
+        )
+        if side < 0:
+            svg.rect(px - 6, py - 6, 12, 12, fill=colour, stroke="paper", tip=tip)
+        else:
+            svg.circle(px, py, 7, fill=colour, stroke="paper", tip=tip)
+        _point_label(svg, px, py, point, colour, side)
+    return svg
+
+
+def _point_label(svg: Svg, x: float, y: float, point: Point, colour: str, side: int) -> None:
+    """Name and intensity of a point: above the roof for the naive one, below it for the tiled."""
+    width = 104.0
+    if side < 0:
+        # Left of the point the roof is lower; at the edge of the picture there is room above only.
+        left, base = (x - 12 - width, y - 26) if x - width > LEFT + 12 else (LEFT + 4, y - 66)
+        base = max(base, 16)
+        anchor, edge = ("end", left + width) if left > LEFT + 4 else ("start", left)
+    else:
+        left, base = min(x + 12, RIGHT - width), min(y + 22, BOTTOM - 30)
+        anchor, edge = "start", left
+    svg.rect(left, base - 13, width, 34, fill="paper", opacity=0.85)
+    svg.text(edge, base, point.name, fill=colour, anchor=anchor, weight=650)
+    text = f"{point.intensity:.3g} a byte"
+    svg.text(edge, base + 16, text, fill=colour, anchor=anchor, size=12)
+
+
+def _speed(flops: float) -> str:
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if flops >= size * 0.9995:
+            return f"{flops / size:.3g} {unit}FLOP/s"
+    return f"{flops:.3g} FLOP/s"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def describe_roofline(state: RooflineState) -> str:
+    """The state in words."""
+    naive, tiled = state.naive, state.tiled
+    rows = state.block_m if state.phase == PREFILL else state.group
+    bits = 8 * state.device.itemsize
+    what = (
+        f"{state.tokens:,} queries and keys"
+        if state.phase == PREFILL
+        else f"one new token, {counted(state.group, 'query head')} for {state.tokens:,} cached keys"
+    )
+    limit = "arithmetic" if tiled.intensity >= state.ridge else "memory"
+    gain = naive.seconds(state.device) / tiled.seconds(state.device)
+    verdict = f"is at best {gain:.2g} times as fast"
+    if gain < 1.1:
+        verdict = "saves nothing" if gain < 1.02 else "saves next to nothing"
+    return (
+        f"{state.device_name}, {bits} bits, {what}, head dimension {state.head_dim}. "
+        f"The three calls move {bytes_text(naive.nbytes)} and do {naive.intensity:.3g} operations "
+        f"a byte. Tiled, with {counted(rows, 'query row')} for each load of K and V, it is "
+        f"{bytes_text(tiled.nbytes)} and {tiled.intensity:.3g} operations a byte; its limit is "
+        f"{limit} (ridge at {state.ridge:.0f}), and it {verdict}: "
+        f"{_time(naive.seconds(state.device))} against {_time(tiled.seconds(state.device))} a head."
+    )
+
+
+roofline_lab = Lab(
+    name="roofline_lab",
+    title="The one-number roofline",
+    task=(
+        "Set d = 128. Which BLOCK_M makes tiling useless? Then switch to generation: which control "
+        "is left that moves the blue point?"
+    ),
+    insight=(
+        "In 16 bits the tiled way does about as many operations a byte as there are query rows for "
+        "each load of K and V: BLOCK_M in prefill, the group size in generation. The three calls "
+        "do about d/2. So with d = 128 and BLOCK_M = 64 tiling saves nothing: tiling is not the "
+        "idea, reuse is."
+    ),
+    controls=(
+        Choice("device", "Device", options=(*DEVICES, THIS_MACHINE), start="A100 80 GB"),
+        Choice("phase", "Phase", options=(PREFILL, DECODE), start=PREFILL),
+        Slider("tokens", "Tokens N", values=(256, 1024, 4096, 8192, 32768, 131072), start=8192),
+        Slider("head_dim", "Head dim d", values=(32, 64, 128, 256), start=64),
+        Slider("block_m", "BLOCK_M", values=(16, 32, 64, 128, 256), start=128, unit=" rows"),
+        Slider("group", "GQA group", values=(1, 2, 4, 8, 16), start=4, unit=" heads"),
+    ),
+    compute=compute_roofline,
+    draw=draw_roofline,
+    describe=describe_roofline,
+    insight_at={"head_dim": 128, "block_m": 64},
 )
