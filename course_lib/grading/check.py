@@ -8,21 +8,19 @@ from __future__ import annotations
 import contextlib
 import random
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from course_lib.grading import progress
 from course_lib.grading.compare import (
     Expected,
     Mismatch,
+    agree,
     compare,
     copy_data,
     expected,
-    leaves,
-    tensor_text,
+    same_data,
+    value_text,
 )
 from course_lib.grading.exercise import (
     STAGES,
@@ -31,11 +29,14 @@ from course_lib.grading.exercise import (
     Exercise,
     Misconception,
     Size,
+    UnknownExerciseError,
+    exercises_of,
     find_exercise,
 )
+from course_lib.grading.isolation import isolated
 from course_lib.grading.verdict import Verdict
-from course_lib.runtime.interpreter import KernelError, interpreted
-from course_lib.runtime.measure import measure_memory
+from course_lib.runtime.interpreter import KernelError, Run, interpreted
+from course_lib.runtime.measure import MemoryMeasure, measure_memory
 
 STAFF_MARK = "__course_staff_version__"
 
@@ -44,27 +45,39 @@ class AnswerTodo(Exception):
     """The answer is still the stub."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with an answer whose values may be right: its kind, and a sentence."""
+
+    kind: str
+    message: str
+
+
 @dataclass
 class Outcome:
-    """What an answer did with one case: it returned, or it raised."""
+    """What an answer did with one case: it returned or raised, and it may have broken a rule."""
 
     value: Any = None
     error: Exception | None = None
+    problem: Problem | None = None
+    printed: str = ""
 
     def is_like(self, other: Outcome, want: Expected) -> bool:
-        """Whether both returned the same values within the tolerance, or raised alike."""
+        """Whether both did the same thing wrong, or returned the same values."""
         if self.error or other.error:
             return _what_went_wrong(self.error) == _what_went_wrong(other.error)
-        as_truth = Expected(other.value, want.like, want.tolerance)
-        return _same_structure(self.value, other.value) and compare(self.value, as_truth) is None
+        kinds = [each.problem.kind if each.problem else None for each in (self, other)]
+        return kinds[0] == kinds[1] and agree(self.value, other.value, want)
 
 
 @dataclass
-class Run:
-    """The state of one check: what was tried so far, for the card and the search for a cause."""
+class Attempt:
+    """One check under way: what was tried so far, for the card and for the search of a cause."""
 
     exercise: Exercise
     answer: Any
+    seed: int
+    cases: list[Case]
     tried: list[str] = field(default_factory=list)
     outcomes: list[tuple[Case, Outcome, Expected]] = field(default_factory=list)
 
@@ -72,11 +85,11 @@ class Run:
 def check(*answers: Any, **named: Any) -> Verdict:
     """Check one answer and show the verdict as a card.
 
-    Use `check(online_softmax)` for a function or a class (its name says which exercise), and
-    `check(plateau=plateau)` for a number or a letter. It never raises on account of the answer.
+    Use `check(online_softmax)` for a function or a class, and `check(plateau=plateau)` for a
+    number or a letter. It never raises on account of the answer.
 
     Args:
-        *answers: One function or class.
+        *answers: One function or class; the name it was given says which exercise.
         **named: One answer under its exercise's name.
 
     Returns:
@@ -86,31 +99,22 @@ def check(*answers: Any, **named: Any) -> Verdict:
         TypeError: If not exactly one answer is given, or a value is given without its name.
         UnknownExerciseError: If no exercise has this name.
     """
-    from course_lib.notebook.session import current_chapter
-
-    if len(answers) + len(named) != 1:
-        raise TypeError(
-            f"check takes one answer; it was given {len(answers) + len(named)}. "
-            "Use check(my_function), or check(my_number=my_number)."
+    name, answer = _named_answer(answers, named)
+    exercise = find_exercise(name, _current_chapter())
+    try:
+        verdict = evaluate(exercise, answer, seed=random.SystemRandom().randrange(2**31))
+    except Exception as error:
+        message = (
+            f"The check itself stumbled over this answer: {_summary(error)} "
+            "Your answer was not judged and nothing was recorded."
         )
-    if named:
-        ((name, answer),) = named.items()
-    else:
-        (answer,) = answers
-        name = getattr(answer, "__name__", None)
-        if name is None:
-            raise TypeError(
-                f"check was given {tensor_text(answer)}, which has no name. "
-                "Write check(name=value), with the exercise's name."
-            )
-    exercise = find_exercise(name, current_chapter())
-    verdict = evaluate(exercise, answer, seed=random.SystemRandom().randrange(2**31))
-    if not getattr(answer, STAFF_MARK, False):
+        return Verdict(exercise, "failed", "checker", message, error=error)
+    if getattr(answer, STAFF_MARK, False):
+        verdict.staff = True
+    elif verdict.stage != "stopped":
         cause = verdict.cause.name if verdict.cause else None
         progress.record_attempt(exercise.id, verdict.status, verdict.stage, cause)
-    else:
-        verdict.staff = True
-    verdict.failures = progress.standing(exercise.id).failures_in_a_row
+        verdict.failures = progress.failures_of_one_cause(exercise.id)
     return verdict
 
 
@@ -129,20 +133,69 @@ def evaluate(exercise: Exercise, answer: Any, *, seed: int, size: Size = "small"
     Returns:
         The verdict, without the learner's history.
     """
-    run = Run(exercise, answer)
     if problem := _not_an_answer(exercise, answer):
         return problem
     cases = sorted(exercise.cases(size, seed), key=lambda case: STAGES.index(case.stage))
+    attempt = Attempt(exercise, answer, seed, cases)
     try:
-        with warnings_kept_out():
-            for case in cases:
-                if verdict := _try_case(run, case):
-                    return verdict
-            if verdict := _compiles(run):
+        for case in cases:
+            if verdict := _try_case(attempt, case):
                 return verdict
+        if verdict := _compiles(attempt):
+            return verdict
     except AnswerTodo:
         return Verdict(exercise, "todo", "defined", "Not written yet.")
-    return Verdict(exercise, "passed", "done", "All cases pass.", tried=run.tried)
+    except KeyboardInterrupt:
+        at = cases[len(attempt.outcomes)].name if len(attempt.outcomes) < len(cases) else "the end"
+        message = f"You stopped it during this case: {at}. Does a loop of it end?"
+        return Verdict(exercise, "failed", "stopped", message, tried=attempt.tried)
+    verdict = Verdict(exercise, "passed", "done", "All cases pass.", tried=attempt.tried)
+    if exercise.kind == "kernel":
+        from course_lib.grading.speed import speed_note
+
+        verdict.note = speed_note(exercise, answer, seed)
+    return verdict
+
+
+def _named_answer(answers: tuple, named: dict[str, Any]) -> tuple[str, Any]:
+    if len(answers) + len(named) != 1:
+        raise TypeError(
+            f"check takes one answer; it was given {len(answers) + len(named)}. "
+            "Use check(my_function), or check(my_number=my_number)."
+        )
+    if named:
+        return next(iter(named.items()))
+    (answer,) = answers
+    names = [*_names_in_notebook(answer), getattr(answer, "__name__", "")]
+    known = [each.name for each in exercises_of(chapter)] if (chapter := _current_chapter()) else []
+    if name := next((name for name in names if name in known), names[-1]):
+        try:
+            find_exercise(name, chapter)
+        except UnknownExerciseError as error:
+            raise UnknownExerciseError(
+                f"{error} Or say which exercise this answers: check(the_exercise={name})."
+            ) from None
+        return name, answer
+    raise TypeError(
+        f"check was given {value_text(answer)}, which has no name. "
+        "Write check(name=value), with the exercise's name."
+    )
+
+
+def _names_in_notebook(answer: Any) -> list[str]:
+    """The top-level names of the notebook that are bound to this very object."""
+    try:
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return []
+    shell = get_ipython()
+    return [name for name, value in shell.user_ns.items() if value is answer] if shell else []
+
+
+def _current_chapter() -> str | None:
+    from course_lib.notebook.session import current_chapter
+
+    return current_chapter()
 
 
 def _not_an_answer(exercise: Exercise, answer: Any) -> Verdict | None:
@@ -150,168 +203,221 @@ def _not_an_answer(exercise: Exercise, answer: Any) -> Verdict | None:
         return Verdict(exercise, "todo", "defined", f"`{exercise.name}` has no value yet.")
     wants_callable = exercise.kind in ("function", "kernel", "class")
     if wants_callable and not callable(answer):
-        message = f"`{exercise.name}` should be a {exercise.kind}; it is {tensor_text(answer)}."
+        message = f"`{exercise.name}` should be a {exercise.kind}; it is {value_text(answer)}."
         return Verdict(exercise, "failed", "defined", message)
     if not wants_callable and callable(answer):
         message = f"`{exercise.name}` should be a value; it is a function. Call it first?"
         return Verdict(exercise, "failed", "defined", message)
-    if exercise.kind == "choice" and answer not in exercise.choices:
+    if exercise.kind == "choice" and not (isinstance(answer, str) and answer in exercise.choices):
         letters = ", ".join(repr(letter) for letter in exercise.choices)
-        message = f"`{exercise.name}` should be one of {letters}; it is {answer!r}."
+        message = f"`{exercise.name}` should be one of {letters}; it is {value_text(answer)}."
         return Verdict(exercise, "failed", "defined", message)
     return None
 
 
-def _try_case(run: Run, case: Case) -> Verdict | None:
+def _try_case(attempt: Attempt, case: Case) -> Verdict | None:
     """Run one case; None where it passes."""
-    exercise = run.exercise
-    want = expected(exercise, case.data)
-    data = copy_data(case.data)
-    outcome, problem = (
-        _measured(exercise, run.answer, data)
-        if case.stage == "method"
-        else (outcome_of(exercise, run.answer, data), None)
-    )
-    run.outcomes.append((case, outcome, want))
+    exercise = attempt.exercise
+    want = expected_of(exercise, case, attempt.seed)
+    outcome = outcome_of(exercise, attempt.answer, case, attempt.seed)
+    attempt.outcomes.append((case, outcome, want))
     if outcome.error is not None:
-        return _raised(run, case, outcome.error)
-    if changed := _changed_input(case.data, data):
-        return _failed(run, case, f"It changed its input `{changed}`. Work on a copy.")
+        return _raised(attempt, case, outcome)
     mismatch = compare(outcome.value, want)
     if mismatch is not None:
-        return _failed(run, case, mismatch.message, mismatch)
-    if problem is not None:
-        return _failed(run, case, problem)
-    run.tried.append(case.name)
+        return _failed(attempt, case, outcome, mismatch.message, mismatch)
+    if outcome.problem is not None:
+        return _failed(attempt, case, outcome, outcome.problem.message)
+    attempt.tried.append(case.name)
     return None
 
 
-def outcome_of(exercise: Exercise, answer: Any, data: Data) -> Outcome:
-    """Run an answer on data, and keep what it returned or raised.
+def expected_of(exercise: Exercise, case: Case, seed: int) -> Expected:
+    """What a correct answer returns, with the accepted answers run as the learner's is."""
+
+    def run(answer: Any, data: Data) -> Any:
+        with isolated(seed), _kernels_interpreted(exercise):
+            return exercise.harness(answer, data)
+
+    return expected(exercise, case.data, run)
+
+
+def outcome_of(exercise: Exercise, answer: Any, case: Case, seed: int = 0) -> Outcome:
+    """Run an answer on a case, and keep what it returned, raised, printed and used.
+
+    Kernels always run under the guarded interpreter here: on a GPU an access out of bounds would
+    end the learner's session.
 
     Raises:
         AnswerTodo: If the answer is still the stub.
     """
-    try:
-        with _guarded(exercise):
-            return Outcome(value=exercise.harness(answer, data))
-    except (Exception, SystemExit) as error:
-        if _says_todo(error):
-            raise AnswerTodo from error
-        return Outcome(error=error if isinstance(error, Exception) else _exited(error))
+    data = copy_data(case.data)
+    metered = case.stage == "method"
+    trace = metered and exercise.budget.bytes_moved is not None
+    with isolated(seed) as printed, _kernels_interpreted(exercise, trace=trace) as launches:
+        meter = measure_memory() if metered else contextlib.nullcontext()
+        try:
+            with meter as memory:
+                value = exercise.harness(answer, data)
+        except (Exception, SystemExit) as error:
+            if _says_todo(error, exercise):
+                raise AnswerTodo from error
+            kept = error if isinstance(error, Exception) else RuntimeError("it called exit()")
+            return Outcome(error=kept, printed=str(printed))
+    problem = _changed_input(case.data, data)
+    if problem is None and metered:
+        problem = _over_budget(exercise, case.data, memory, launches)
+    return Outcome(value, None, problem, str(printed))
 
 
-@contextlib.contextmanager
-def _guarded(exercise: Exercise) -> Iterator[Any]:
-    """Kernels of an exercise run under the guarded interpreter unless a GPU runs them."""
-    if exercise.kind == "kernel" and not torch.cuda.is_available():
-        with interpreted() as session:
-            yield session
-    else:
-        yield None
+def _kernels_interpreted(
+    exercise: Exercise, *, trace: bool = False
+) -> contextlib.AbstractContextManager[Run | None]:
+    return interpreted(trace=trace) if exercise.kind == "kernel" else contextlib.nullcontext()
 
 
-def _measured(exercise: Exercise, answer: Any, data: Data) -> tuple[Outcome, str | None]:
-    """Run an answer and hold what it used against the exercise's budget."""
+def _changed_input(before: Data, after: Data) -> Problem | None:
+    for name in before:
+        if not same_data(before[name], after[name]):
+            return Problem("input", f"It changed its input `{name}`. Work on a copy.")
+    return None
+
+
+def _over_budget(
+    exercise: Exercise, data: Data, memory: MemoryMeasure, launches: Run | None
+) -> Problem | None:
+    """The first limit that was broken: operators, memory, launches, traffic."""
     budget = exercise.budget
-    with contextlib.ExitStack() as stack:
-        session = None
-        if exercise.kind == "kernel":
-            session = stack.enter_context(interpreted(trace=budget.bytes_moved is not None))
-        memory = stack.enter_context(measure_memory())
-        outcome = outcome_of(exercise, answer, data)
-    if outcome.error is not None:
-        return outcome, None
-    forbidden = [name for name in exercise.forbids if memory.ops.get(name)]
-    if forbidden:
-        return outcome, f"It calls `{forbidden[0]}`, which this exercise asks you to write."
-    for limit, used, what in (
-        (budget.largest_tensor, memory.largest_bytes, "Its largest tensor has"),
-        (budget.peak_bytes, memory.peak_bytes, "At its peak it holds"),
-    ):
-        if limit is not None and used > limit(data):
-            shape = f", of shape {list(memory.largest_shape)}" if limit is budget.largest_tensor else ""
-            return outcome, f"{what} {used:,} bytes{shape}. The budget is {limit(data):,}."
-    if session is not None and budget.bytes_moved is not None:
-        moved = session.bytes_loaded + session.bytes_stored
-        if moved > budget.bytes_moved(data):
-            return outcome, (
-                f"Its kernels move {moved:,} bytes. The budget is {budget.bytes_moved(data):,}."
-            )
-    if session is not None and budget.launches is not None:
-        allowed = budget.launches(data)
-        if not 0 < len(session.launches) <= allowed:
-            return outcome, (
-                f"It launched {len(session.launches)} kernels; it should launch 1 to {allowed}."
-            )
-    return outcome, None
+    for name in exercise.forbids:
+        if memory.ops.get(name):
+            message = f"It calls `{name}`, which this exercise asks you to write."
+            return Problem(f"calls {name}", message)
+    if budget.largest_tensor and memory.largest_bytes > (most := budget.largest_tensor(data)):
+        made = f"a tensor of {memory.largest_bytes:,} bytes, of shape {list(memory.largest_shape)}"
+        return Problem("largest", f"It makes {made}. The budget for one tensor is {most:,}.")
+    if budget.peak_bytes and memory.peak_bytes > (most := budget.peak_bytes(data)):
+        held = f"At its peak it holds {memory.peak_bytes:,} bytes"
+        return Problem("peak", f"{held}. The budget is {most:,}.")
+    if launches is None:
+        return None
+    if budget.launches:
+        count, most = len(launches.launches), budget.launches(data)
+        if count == 0:
+            return Problem("no launch", "It launched no kernel. Start one with `kernel[grid](…)`.")
+        if count > most:
+            return Problem("launches", f"It launched {count} kernels. The budget is {most}.")
+    if budget.bytes_moved:
+        moved = launches.bytes_loaded + launches.bytes_stored
+        if moved > (most := budget.bytes_moved(data)):
+            message = f"Its kernels move {moved:,} bytes. The budget is {most:,}."
+            return Problem("traffic", message)
+    return None
 
 
-def _compiles(run: Run) -> Verdict | None:
+def _compiles(attempt: Attempt) -> Verdict | None:
     """Compile the learner's kernels for one GPU architecture, where Triton can."""
-    if run.exercise.kind != "kernel":
+    exercise = attempt.exercise
+    if exercise.kind != "kernel":
         return None
     from course_lib.grading.compiles import first_compile_error
 
-    case = next(iter(run.outcomes))[0]
-    error = first_compile_error(run.exercise, run.answer, copy_data(case.data))
+    with isolated(attempt.seed):
+        data = copy_data(attempt.cases[0].data)
+        error = first_compile_error(exercise, attempt.answer, data)
     if error is None:
-        run.tried.append("compiles for a GPU")
+        attempt.tried.append("compiles for a GPU")
         return None
-    return Verdict(
-        run.exercise,
-        "failed",
-        "compiles",
-        f"It runs in the interpreter and does not compile for a GPU: {error}",
-        tried=run.tried,
-    )
+    message = f"It runs in the interpreter and does not compile for a GPU: {error}"
+    return Verdict(exercise, "failed", "compiles", message, tried=attempt.tried)
 
 
-def _failed(run: Run, case: Case, message: str, mismatch: Mismatch | None = None) -> Verdict:
-    shown = [(name, tensor_text(value)) for name, value in _shown_inputs(case.data)]
-    if mismatch is not None:
-        shown += [("expected", mismatch.expected), ("yours", mismatch.actual)]
+def _failed(
+    attempt: Attempt,
+    case: Case,
+    outcome: Outcome,
+    message: str,
+    mismatch: Mismatch | None = None,
+) -> Verdict:
+    exercise = attempt.exercise
+    if exercise.kind in ("answer", "choice"):
+        # The expected value would give the answer away.
+        message, shown = "Not this one.", [("yours", value_text(attempt.answer))]
+    else:
+        shown = [(name, value_text(value)) for name, value in case.data.items()]
+        if mismatch is not None:
+            shown += [("expected", mismatch.expected), ("yours", mismatch.actual)]
     return Verdict(
-        run.exercise,
+        exercise,
         "failed",
         case.stage,
         message,
         case=case.name,
         shown=shown,
-        cause=find_cause(run),
-        tried=run.tried,
+        cause=find_cause(attempt),
+        tried=attempt.tried,
+        printed=outcome.printed,
+        rerun=lambda: exercise.harness(attempt.answer, copy_data(case.data)),
     )
 
 
-def _raised(run: Run, case: Case, error: Exception) -> Verdict:
+def _raised(attempt: Attempt, case: Case, outcome: Outcome) -> Verdict:
+    error = outcome.error
+    assert error is not None
     if isinstance(error, KernelError):
         where = f" Line {error.line}: `{error.source}`." if error.source else ""
-        message = f"{_capital(error.what)}.{where} {error.advice}".rstrip()
+        what = error.what[:1].upper() + error.what[1:].rstrip(".")
+        message = f"{what}.{where} {error.advice}".rstrip()
     else:
-        line = _learners_line(error, run.answer)
-        where = f" (line {line[0]}: `{line[1]}`)" if line else ""
-        message = f"It raised {type(error).__name__}: {_first_line(error)}{where}"
-    verdict = _failed(run, case, message)
+        line = _learners_line(error, attempt.answer)
+        where = f" Line {line[0]}: `{line[1]}`." if line else ""
+        message = f"It raised {_summary(error)}{where}"
+    verdict = _failed(attempt, case, outcome, message)
     verdict.error = error
     return verdict
 
 
-def find_cause(run: Run) -> Misconception | None:
-    """The misconception that does exactly what the answer did, on every case tried so far."""
-    for each in run.exercise.misconceptions:
-        if all(
-            _outcome_of_wrong(run.exercise, each, case).is_like(outcome, want)
-            for case, outcome, want in reversed(run.outcomes)
-        ):
-            return each
-    return None
+def find_cause(attempt: Attempt) -> Misconception | None:
+    """The misconception that did exactly what the answer did, on every case tried so far.
+
+    Where several did, the remaining cases are tried as well to tell them apart.
+    """
+    exercise, seed = attempt.exercise, attempt.seed
+    found = list(exercise.misconceptions)
+    for case, outcome, want in reversed(attempt.outcomes):
+        failing = case is attempt.outcomes[-1][0]
+        found = [
+            each for each in found if _did_the_same(attempt, each, case, outcome, want, failing)
+        ]
+    for case in attempt.cases[len(attempt.outcomes) :]:
+        if len(found) < 2:
+            break
+        try:
+            outcome = outcome_of(exercise, attempt.answer, case, seed)
+        except AnswerTodo:
+            break
+        want = expected_of(exercise, case, seed)
+        alike = [each for each in found if _did_the_same(attempt, each, case, outcome, want, False)]
+        found = alike or found
+    return found[0] if found else None
 
 
-def _outcome_of_wrong(exercise: Exercise, wrong: Misconception, case: Case) -> Outcome:
+def _did_the_same(
+    attempt: Attempt,
+    suspect: Misconception,
+    case: Case,
+    outcome: Outcome,
+    want: Expected,
+    failing: bool,
+) -> bool:
+    """Whether a misconception does with a case what the answer did, and fails where it failed."""
     try:
-        return outcome_of(exercise, wrong.wrong, copy_data(case.data))
-    except AnswerTodo as error:
-        return Outcome(error=error)
+        other = outcome_of(attempt.exercise, suspect.wrong, case, attempt.seed)
+    except AnswerTodo:
+        return False
+    if not outcome.is_like(other, want):
+        return False
+    fails = other.error or other.problem or compare(other.value, want)
+    return bool(fails) or not failing
 
 
 def _what_went_wrong(error: Exception | None) -> tuple:
@@ -322,48 +428,33 @@ def _what_went_wrong(error: Exception | None) -> tuple:
     """
     if isinstance(error, KernelError):
         return type(error), error.program
-    return type(error), str(error)
+    return type(error), _summary(error) if error else ""
 
 
-def _same_structure(a: Any, b: Any) -> bool:
-    def shape(value: Any) -> Any:
-        return (value.shape, value.dtype) if isinstance(value, torch.Tensor) else type(value)
-
-    return [(p, shape(v)) for p, v in leaves(a)] == [(p, shape(v)) for p, v in leaves(b)]
-
-
-def _shown_inputs(data: Data) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in data.items() if not isinstance(value, dict)]
-
-
-def _changed_input(before: Data, after: Data) -> str | None:
-    for (path, old), (_, new) in zip(leaves(before, ""), leaves(after, ""), strict=True):
-        if isinstance(old, torch.Tensor) and not torch.equal(
-            old.nan_to_num(), new.detach().nan_to_num()
-        ):
-            return path.strip("[]'")
-    return None
-
-
-def _says_todo(error: BaseException | None) -> bool:
+def _says_todo(error: BaseException, exercise: Exercise) -> bool:
+    """Whether the error is that of an untouched stub, and not of the learner's own code."""
     while error is not None:
-        if isinstance(error, NotImplementedError) or "TODO" in str(error):
+        text = _text(error)
+        unwritten = isinstance(error, NotImplementedError)
+        if unwritten and (not text or text.startswith(exercise.name)):
+            return True
+        if isinstance(error, KernelError | AssertionError) and "TODO" in text:
             return True
         error = error.__cause__
     return False
 
 
-def _exited(error: BaseException) -> Exception:
-    return RuntimeError(f"it called {type(error).__name__}")
+def _text(error: BaseException) -> str:
+    try:
+        return str(error).strip()
+    except Exception:
+        return "(its message cannot be shown)"
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else "(no message)"
+def _summary(error: BaseException) -> str:
+    lines = _text(error).splitlines()
+    first = lines[0][:300] if lines else "no message"
+    return f"{type(error).__name__}: {first}" + ("" if first.endswith((".", "?", "!")) else ".")
 
 
 def _learners_line(error: Exception, answer: Any) -> tuple[int, str] | None:
@@ -371,19 +462,6 @@ def _learners_line(error: Exception, answer: Any) -> tuple[int, str] | None:
     code = getattr(answer, "__code__", None)
     if code is None:
         return None
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == code.co_filename
-    ]
-    return (frames[-1].lineno or 0, frames[-1].line or "") if frames else None
-
-
-@contextlib.contextmanager
-def warnings_kept_out() -> Iterator[None]:
-    """Keep numerical warnings of wrong answers off the learner's page."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [frame for frame in frames if frame.filename == code.co_filename]
+    return (mine[-1].lineno or 0, mine[-1].line or "") if mine else None

@@ -123,9 +123,10 @@ class Exercise:
         harness: `harness(answer, data)` runs the answer and returns plain outputs. A module-level
             function that imports what it needs in its own body, since it also runs in a process
             that has nothing else of this file.
-        budget: Limits on memory, traffic and launches, or None.
+        budget: Limits on memory, traffic and launches; by default there are none.
         forbids: Operators that the answer must not call ("aten::_softmax").
         choices: For kind "choice": the letter and its text.
+        outputs: Names of the outputs where the answer returns several, for messages.
         unlocks: Names of exercises of the same chapter that build on this one.
         usual_failures: For the assistant at a learner's side: what goes wrong most.
     """
@@ -148,6 +149,7 @@ class Exercise:
     budget: Budget = field(default_factory=Budget)
     forbids: tuple[str, ...] = ()
     choices: dict[str, str] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
     unlocks: tuple[str, ...] = ()
     usual_failures: tuple[str, ...] = ()
 
@@ -202,9 +204,10 @@ def chapter_of(package: str) -> Chapter:
     Raises:
         UnknownExerciseError: If there is none; the message lists those there are.
     """
-    for chapter in chapters():
-        if chapter.package == package:
-            return chapter
+    name = f"course_lib.{package}.exercises"
+    if package.isidentifier() and importlib.util.find_spec(f"course_lib.{package}") is not None:
+        if importlib.util.find_spec(name) is not None:
+            return importlib.import_module(name).CHAPTER
     known = ", ".join(repr(chapter.package) for chapter in chapters())
     raise UnknownExerciseError(f"There is no chapter {package!r}. The chapters are {known}.")
 
@@ -224,10 +227,12 @@ def find_exercise(name: str, chapter: str | None = None) -> Exercise:
     Raises:
         UnknownExerciseError: If no exercise has this name, or several chapters have one.
     """
+    if chapter is not None:
+        for exercise in exercises_of(chapter):
+            if name in (exercise.id, exercise.name):
+                return exercise
     every = [exercise for each in chapters() for exercise in each.exercises]
     matches = [exercise for exercise in every if name in (exercise.id, exercise.name)]
-    if len(matches) > 1:
-        matches = [exercise for exercise in matches if exercise.chapter == chapter] or matches
     if len(matches) == 1:
         return matches[0]
     if matches:

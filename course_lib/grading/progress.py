@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,20 @@ def _standing(rows: list[tuple[str, float]]) -> Standing:
     failures = next((i for i, s in enumerate(reversed(statuses)) if s != "failed"), len(statuses))
     until = statuses.index("passed") + 1 if "passed" in statuses else len(tried)
     times = [rows[0][1]] + [at for _, at in tried[:until]]
-    seconds = sum(min(b - a, LONGEST_PAUSE) for a, b in zip(times, times[1:], strict=False))
+    seconds = sum(min(b - a, LONGEST_PAUSE) for a, b in pairwise(times))
     status = "passed" if "passed" in statuses else statuses[-1]
     return Standing(status, len(tried), failures, seconds / 60, rows[-1][1])
+
+
+def failures_of_one_cause(exercise: str) -> int:
+    """How many of the last checks failed in a row with the cause of the very last; at least 1."""
+    rows = _read(
+        "SELECT status, misconception FROM attempt WHERE exercise = ? AND status != 'todo' "
+        "ORDER BY id DESC LIMIT 20",
+        exercise,
+    )
+    same = next((i for i, row in enumerate(rows) if row != rows[0]), len(rows))
+    return max(same, 1)
 
 
 def record_hint(exercise: str, rung: int) -> None:
@@ -210,10 +222,14 @@ def recalls(question: str) -> list[tuple[bool, float]]:
     return [(bool(correct), at) for correct, at in rows]
 
 
-def chapters_begun() -> set[str]:
-    """The packages of the chapters in which the learner has tried, predicted or recalled."""
+def chapters_begun() -> dict[str, float]:
+    """When the learner first tried, predicted or recalled something, by the chapter's package."""
     rows = _read(
-        "SELECT exercise FROM attempt UNION SELECT question FROM prediction "
-        "UNION SELECT question FROM recall"
+        "SELECT exercise, at FROM attempt UNION ALL SELECT question, at FROM prediction "
+        "UNION ALL SELECT question, at FROM recall"
     )
-    return {name.split(".")[0] for (name,) in rows}
+    begun: dict[str, float] = {}
+    for name, at in rows:
+        chapter = name.split(".")[0]
+        begun[chapter] = min(at, begun.get(chapter, at))
+    return begun

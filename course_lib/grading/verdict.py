@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 
@@ -10,6 +12,16 @@ from course_lib.notebook.cards import header, inline_markdown, pairs, section
 
 SIGNS = {"passed": "✓", "failed": "✗", "todo": "○"}
 WORDS = {"passed": "Passed", "failed": "Not yet", "todo": "To do"}
+NEXT_STEP = {
+    "defined": "Give it a value of that kind, and run the cell again.",
+    "values": "Work this case by hand, beside your code.",
+    "awkward": "What is special about this case? Follow it through your code.",
+    "gradients": "Write the derivative of one line of the forward, and compare.",
+    "method": "The result is right. Find the line that uses too much.",
+    "compiles": "Change that line; the interpreter allows more than a GPU does.",
+    "stopped": "Print the loop's variable.",
+    "checker": "Please report this, with your code.",
+}
 
 
 @dataclass
@@ -26,8 +38,11 @@ class Verdict:
         shown: Inputs, expected and actual values of that case, as text.
         cause: The misconception that does exactly what the answer did.
         tried: The cases that passed.
-        failures: Failures in a row, this one included; decides how much of the cause is shown.
+        printed: The end of what the answer printed on that case.
+        failures: Failures in a row with this same cause; decides how much of it is shown.
         staff: Whether the staff version was checked, which earns no points.
+        note: What else there is to say; speed on the learner's GPU.
+        rerun: Runs the answer on the failing case again, for `print` and the debugger.
         error: What the answer raised.
     """
 
@@ -39,8 +54,11 @@ class Verdict:
     shown: list[tuple[str, str]] = field(default_factory=list)
     cause: Misconception | None = None
     tried: list[str] = field(default_factory=list)
+    printed: str = ""
     failures: int = 1
     staff: bool = False
+    note: str = ""
+    rerun: Callable[[], object] | None = field(default=None, repr=False)
     error: Exception | None = field(default=None, repr=False)
 
     @property
@@ -60,7 +78,7 @@ class Verdict:
         if self.cause is not None and self.failures >= 3:
             lines.append(("Probably", f"**{self.cause.name}.** {self.cause.says}"))
         hint = f'`hint("{self.exercise.name}")` has the next hint.'
-        lines.append(("Next", f"Try this case by hand, then run again. {hint}"))
+        lines.append(("Next", f"{NEXT_STEP.get(self.stage, NEXT_STEP['values'])} {hint}"))
         return lines
 
     def __str__(self) -> str:
@@ -70,7 +88,14 @@ class Verdict:
         lines = [head, f"  {self.message}"]
         if self.case:
             lines.append(f"  Case: {self.case}.")
-        lines += [f"    {label} = {value}" for label, value in self.shown]
+        lines += [f"    {label}: {value}" for label, value in self.shown]
+        if self.printed and self.status == "failed":
+            lines += [
+                "  Your code printed:",
+                *(f"    {text}" for text in self.printed.splitlines()),
+            ]
+        if self.note:
+            lines.append(f"  {self.note}")
         lines += [f"  {label}: {text}" for label, text in self.advice]
         return "\n".join(lines)
 
@@ -82,6 +107,12 @@ class Verdict:
         case = f"<p class='course-case'>Case: {escape(self.case)}</p>" if self.case else ""
         values = [(label, escape(value)) for label, value in self.shown]
         advice = [(label, inline_markdown(text)) for label, text in self.advice]
+        printed = ""
+        if self.printed and self.status == "failed":
+            printed = (
+                "<details><summary>What your code printed on this case</summary>"
+                f"<pre>{escape(self.printed)}</pre></details>"
+            )
         tried = ""
         if self.tried:
             items = "".join(f"<li>{escape(name)}</li>" for name in self.tried)
@@ -92,12 +123,19 @@ class Verdict:
         return section(
             self.status,
             header(WORDS[self.status], exercise.title, earned, SIGNS[self.status]),
-            f"<p>{inline_markdown(self.message)}</p>",
+            f"<p>{code_spans(self.message)}</p>",
             case,
             pairs(values, "values"),
+            printed,
+            f"<p>{escape(self.note)}</p>" if self.note else "",
             pairs(advice, "advice"),
             tried,
         )
+
+
+def code_spans(text: str) -> str:
+    """Plain text as HTML, with `code` between backticks; nothing else in it is markup."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _what_next(exercise: Exercise, staff: bool) -> str:
