@@ -1,0 +1,132 @@
+"""The lab of chapter 00: which program owns what, and how many lanes own nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from course_lib.notebook.lab import Lab, Slider
+from course_lib.notebook.svg import Svg
+
+LEFT, TOP, WIDTH, HEIGHT = 24.0, 34.0, 690.0, 190.0
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A matrix of `rows` × `columns` under tiles of `tile_rows` × `tile_columns`."""
+
+    rows: int
+    columns: int
+    tile_rows: int
+    tile_columns: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Programs along each axis: the launch grid."""
+        return -(-self.rows // self.tile_rows), -(-self.columns // self.tile_columns)
+
+    @property
+    def programs(self) -> int:
+        """Programs in the grid."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of all programs."""
+        return self.programs * self.tile_rows * self.tile_columns
+
+    @property
+    def idle(self) -> int:
+        """Lanes that stand for no element: the mask switches them off."""
+        return self.lanes - self.rows * self.columns
+
+
+def compute_tiling(*, rows: int, columns: int, tile_rows: int, tile_columns: int) -> Tiling:
+    """Cut a matrix into tiles."""
+    return Tiling(rows, columns, tile_rows, tile_columns)
+
+
+def draw_tiling(state: Tiling) -> Svg:
+    """Tiles with their program ids; what lies outside the matrix is orange and marked."""
+    grid_m, grid_n = state.grid
+    height, width = grid_m * state.tile_rows, grid_n * state.tile_columns
+    dx, dy = min(WIDTH / width, 44.0), min(HEIGHT / height, 44.0)
+    svg = Svg(740, TOP + height * dy + 34, "Tiles over a matrix, each with its program id")
+    for m in range(grid_m):
+        for n in range(grid_n):
+            _tile(svg, state, m, n, dx, dy)
+    right, bottom = LEFT + state.columns * dx, TOP + state.rows * dy
+    svg.rect(LEFT, TOP, right - LEFT, bottom - TOP, stroke="ink", line=2)
+    svg.text(LEFT, TOP - 10, f"x, {state.rows} × {state.columns}", weight=650)
+    below = TOP + height * dy + 22
+    if state.idle:
+        svg.rect(LEFT, below - 11, 14, 14, fill="orange", opacity=0.25)
+        svg.line([(LEFT, below + 3), (LEFT + 14, below - 11)], stroke="orange", line=1.2)
+        svg.text(LEFT + 22, below, f"{state.idle:,} masked lanes, outside x", size=12)
+    else:
+        svg.text(LEFT, below, "Every lane has an element: nothing to mask.", size=12)
+    return svg
+
+
+def _tile(svg: Svg, state: Tiling, m: int, n: int, dx: float, dy: float) -> None:
+    """One tile: the part inside the matrix, the part outside, and the program's id."""
+    top, left = m * state.tile_rows, n * state.tile_columns
+    inside_m = min(state.tile_rows, state.rows - top)
+    inside_n = min(state.tile_columns, state.columns - left)
+    x, y = LEFT + left * dx, TOP + top * dy
+    width, height = state.tile_columns * dx, state.tile_rows * dy
+    shade = 0.42 if (m + n) % 2 == 0 else 0.2
+    tip = f"program ({m}, {n}): {inside_m * inside_n} elements"
+    svg.rect(x, y, inside_n * dx, inside_m * dy, fill="blue", opacity=shade, tip=tip)
+    for part_x, part_y, part_w, part_h in (
+        (x + inside_n * dx, y, width - inside_n * dx, height),
+        (x, y + inside_m * dy, inside_n * dx, height - inside_m * dy),
+    ):
+        if part_w > 0.5 and part_h > 0.5:
+            svg.rect(part_x, part_y, part_w, part_h, fill="orange", opacity=0.25)
+            svg.line(
+                [(part_x, part_y + part_h), (part_x + part_w, part_y)], stroke="orange", line=1
+            )
+    svg.rect(x, y, width, height, stroke="muted", line=0.8)
+    label = f"({m}, {n})"
+    size = min(13.0, height - 2, 1.6 * width / len(label))
+    if size >= 7:
+        svg.text(
+            x + width / 2, y + height / 2 + size / 3, label, anchor="middle", size=size, mono=True
+        )
+
+
+def describe_tiling(state: Tiling) -> str:
+    """The state in words."""
+    grid_m, grid_n = state.grid
+    share = 100 * state.idle / state.lanes
+    return (
+        f"A matrix of {state.rows} × {state.columns} in tiles of {state.tile_rows} × "
+        f"{state.tile_columns} needs a grid of {grid_m} × {grid_n}, which is {state.programs:,} "
+        f"programs with {state.lanes:,} lanes. {state.idle:,} lanes ({share:.0f} %) stand for no "
+        f"element and are masked."
+    )
+
+
+who_owns_what = Lab(
+    name="who_owns_what",
+    title="Which program owns what",
+    task=(
+        "Half of the lanes do nothing here. Leave the matrix as it is, and bring them below 10 % "
+        "with the tiles alone."
+    ),
+    insight=(
+        "A tile is paid for whole, whether its lanes have elements or not, and a matrix just wider "
+        "than a multiple of the tile is the dearest. Small tiles waste few lanes; rung 5 shows "
+        "what they cost instead."
+    ),
+    controls=(
+        Slider("rows", "Rows of x", values=(1, 2, 3, 5, 7, 8, 16, 17, 19, 30), start=17),
+        Slider("columns", "Columns of x", values=(1, 3, 7, 8, 16, 20, 33, 35, 64, 100), start=33),
+        Slider("tile_rows", "BLOCK_M", values=(1, 2, 4, 8, 16), start=8),
+        Slider("tile_columns", "BLOCK_N", values=(4, 8, 16, 32, 64, 128), start=16),
+    ),
+    compute=compute_tiling,
+    draw=draw_tiling,
+    describe=describe_tiling,
+    insight_at={"tile_rows": 1, "tile_columns": 4},
+)
