@@ -12,7 +12,8 @@ zero:
 * an access outside the tensor raises :class:`OutOfBounds`;
 * programs that depend on each other's order raise :class:`DataRace`;
 * masked lanes of a float load without ``other`` are NaN, as a GPU promises nothing about them;
-* integers that overflow, ``tl.device_assert``, and ``tl.dot`` tiles too small for a GPU raise;
+* integers that overflow (masked lanes included), ``tl.device_assert``, and ``tl.dot`` tiles too
+  small for a GPU raise :class:`KernelError`;
 * arithmetic in bfloat16 and fp8 raises :class:`UnsupportedDtype`.
 
 Outputs that were stored before an error stay stored, as on a GPU.

@@ -1,5 +1,8 @@
 """The door to Triton: the real thing, and the stand-in where there is none."""
 
+# The stand-in is not the Triton that the type checker knows.
+# pyright: reportIndexIssue=false
+
 import subprocess
 import sys
 import textwrap
