@@ -313,7 +313,9 @@ EXERCISE = Exercise(
         Misconception(
             "only small scores",
             _only(
-                [[1.0, 3.0], [0.5]], [[0.0, 1.0], [1.5, 4.0], [3.0]], [[0.0], [20.0]],
+                [[1.0, 3.0], [0.5]],
+                [[0.0, 1.0], [1.5, 4.0], [3.0]],
+                [[0.0], [20.0]],
                 [[-5.0], [-7.0, -6.0]],
             ),
             "exp(89) overflows in fp32. Do any of your rows come near?",
@@ -322,7 +324,9 @@ EXERCISE = Exercise(
         Misconception(
             "only rows with a positive score",
             _only(
-                [[1.0, 3.0], [0.5]], [[0.0], [20.0]], [[500.0, 501.0], [502.0, 1.0]],
+                [[1.0, 3.0], [0.5]],
+                [[0.0], [20.0]],
+                [[500.0, 501.0], [502.0, 1.0]],
                 [[1.0, 0.5], [1.5, 4.0], [3.0]],
             ),
             "What would an implementation return whose maximum starts at 0?",
@@ -332,7 +336,9 @@ EXERCISE = Exercise(
         Misconception(
             "only small steps",
             _only(
-                [[1.0, 3.0], [0.5]], [[-5.0, -7.0], [-6.0]], [[500.0, 501.0], [502.0, 1.0]],
+                [[1.0, 3.0], [0.5]],
+                [[-5.0, -7.0], [-6.0]],
+                [[500.0, 501.0], [502.0, 1.0]],
                 [[1.0, 0.5], [1.5, 4.0], [3.0]],
             ),
             "By how much does the maximum rise at most in your rows?",
@@ -341,8 +347,11 @@ EXERCISE = Exercise(
         Misconception(
             "loose tolerance",
             _only(
-                [[1.0, 3.0], [0.5]], [[0.0], [20.0]], [[-5.0, -7.0], [-6.0]],
-                [[500.0, 501.0], [502.0, 1.0]], tolerance=0.5,
+                [[1.0, 3.0], [0.5]],
+                [[0.0], [20.0]],
+                [[-5.0, -7.0], [-6.0]],
+                [[500.0, 501.0], [502.0, 1.0]],
+                tolerance=0.5,
             ),
             "By how much, in per cent, may the sum be off before your test says no?",
             "This is what you get when half of the sum is allowed as error.",
@@ -359,13 +368,16 @@ EXERCISE = Exercise(
         ),
     ),
     hints=(
-        "Re-read the misconceptions of the chapter. Try your test on your own `online_softmax`, and "
+        "Re-read the misconceptions of the chapter. Try your test on your own "
+        "`online_softmax`, and "
         "on a copy without the rescale. Which row tells them apart: 3, 1 or 1, 3?",
         "Print what `f` returns, beside the truth in fp64, for one row of each kind: rising, "
         "falling, all negative, around 500, one that jumps by 20.",
-        "```python\nfor tiles in (...):\n    parts = [torch.tensor(tile) for tile in tiles]\n    try:\n"
+        "```python\nfor tiles in (...):\n    parts = [torch.tensor(tile) for tile in tiles]\n"
+        "    try:\n"
         "        row_max, row_sum = f(iter(parts))\n    except Exception:\n        return ...\n"
-        "    scores = torch.cat(parts).double()\n    if ...:\n        return False\nreturn True\n```",
+        "    scores = torch.cat(parts).double()\n    if ...:\n        return False\n"
+        "return True\n```",
     ),
     usual_failures=(
         "tests random rows only, which miss a missing rescale in half of the two-tile rows",

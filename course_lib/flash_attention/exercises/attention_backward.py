@@ -13,7 +13,7 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def cases(size: str, seed: int) -> Iterable[Case]:
-    """q [M, D], k and v [N, D], what the forward saved, and grad_out [M, D]."""
+    """Inputs q [M, D], k and v [N, D], what the forward saved, and grad_out [M, D]."""
     generator = torch.Generator().manual_seed(seed)
 
     def data(rows: int, keys: int, dim: int, block: int, spread: float = 1.0) -> Data:
@@ -144,6 +144,7 @@ EXERCISE = Exercise(
     cases=cases,
     harness=harness,
     oracle=oracle,
+    outputs=("dq", "dk", "dv"),
     accepts=(over_keys, over_queries),
     misconceptions=(
         Misconception(
@@ -217,7 +218,8 @@ EXERCISE = Exercise(
         "and dP = (4, 0, 0), delta is 2. What is dS?",
         "Print `dscores.sum(1)` over all blocks: 0 in every row, up to rounding. Then "
         "`probs.sum(1)`: 1 in every row.",
-        "```python\ndelta = ...\nfor j in range(0, N, block):\n    probs = torch.exp(... - lse[:, None])\n"
+        "```python\ndelta = ...\nfor j in range(0, N, block):\n"
+        "    probs = torch.exp(... - lse[:, None])\n"
         "    dv[keys] = ...\n    dprobs = ...\n    dscores = probs * (...)\n    dq += ...\n"
         "    dk[keys] = ...\n```",
     ),

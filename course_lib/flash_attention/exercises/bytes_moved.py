@@ -13,10 +13,10 @@ def cases(size: str, seed: int) -> Iterable[Case]:
     yield Case("6 tokens, tiles of 2", {"T": 6, "D": 5, "BLOCK_M": 2, "itemsize": 1})
     yield Case("GPT-2's head", {"T": 1024, "D": 64, "BLOCK_M": 128, "itemsize": 2})
     yield Case("in fp32", {"T": 96, "D": 40, "BLOCK_M": 32, "itemsize": 4})
+    yield Case("a ragged last tile", {"T": 1000, "D": 72, "BLOCK_M": 96, "itemsize": 2}, "awkward")
     yield Case(
-        "a ragged last tile", {"T": 1000, "D": 72, "BLOCK_M": 96, "itemsize": 2}, "awkward"
+        "one tile holds everything", {"T": 5, "D": 7, "BLOCK_M": 16, "itemsize": 2}, "awkward"
     )
-    yield Case("one tile holds everything", {"T": 5, "D": 7, "BLOCK_M": 16, "itemsize": 2}, "awkward")
     yield Case(
         "sizes from the seed",
         {"T": 307 + seed % 89, "D": 24 + seed % 17, "BLOCK_M": 16, "itemsize": 2},
@@ -60,9 +60,7 @@ def _wrong(naive_scores: float = 4, naive_operands: int = 4, tiled=None, itemsiz
         each = size if itemsize is None else itemsize
         naive = naive_operands * T * D + int(naive_scores * T * T)
         blocks = -(-T // BLOCK_M)
-        elements = (
-            2 * T * D + blocks * 2 * T * D if tiled is None else tiled(T, D, BLOCK_M, blocks)
-        )
+        elements = 2 * T * D + blocks * 2 * T * D if tiled is None else tiled(T, D, BLOCK_M, blocks)
         return naive * each, elements * each
 
     return answer
@@ -87,6 +85,7 @@ EXERCISE = Exercise(
     cases=cases,
     harness=harness,
     oracle=oracle,
+    outputs=("naive", "tiled"),
     accepts=(formula, tensor_by_tensor),
     misconceptions=(
         Misconception(
@@ -158,7 +157,8 @@ EXERCISE = Exercise(
         "(60), write S (36), read S and write P (72), read P and V (66), write O (30).",
         "Print both numbers divided by `T * D * itemsize`. For the tiled one this must be a whole "
         "number: 2, and 2 more for each tile.",
-        "```python\nnaive = ... * T * D + ... * T * T\ntiles = ...\ntiled = 2 * T * D + tiles * ...\n"
+        "```python\nnaive = ... * T * D + ... * T * T\ntiles = ...\n"
+        "tiled = 2 * T * D + tiles * ...\n"
         "return naive * itemsize, tiled * itemsize\n```",
     ),
     unlocks=("useless_tile",),
@@ -219,7 +219,8 @@ USELESS_TILE = Exercise(
         "For large T only two terms matter: 4·T² for plain attention, and (T / BLOCK_M)·2·T·D for "
         "the tiled one. When are they equal?",
         "Print `bytes_moved(8192, 128, b, 2)` for b = 16, 32, 64, 128, 256.",
-        "```python\nfor b in (16, 32, 64, 128, 256):\n    naive, tiled = bytes_moved(8192, 128, b, 2)\n"
+        "```python\nfor b in (16, 32, 64, 128, 256):\n"
+        "    naive, tiled = bytes_moved(8192, 128, b, 2)\n"
         "    print(b, naive / tiled)\nuseless_tile = ...\n```",
     ),
     unlocks=("tiled_attention",),

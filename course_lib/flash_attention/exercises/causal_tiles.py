@@ -23,9 +23,7 @@ def cases(size: str, seed: int) -> Iterable[Case]:
     yield Case("ragged: 10 × 10 in 4 × 3", sizes(10, 10, 4, 3), "awkward")
     yield Case("3 new queries, 11 keys", sizes(3, 11, 2, 4), "awkward")
     yield Case("7 queries, 4 keys: three see nothing", sizes(7, 4, 2, 2), "awkward")
-    yield Case(
-        "sizes from the seed", sizes(20 + seed % 13, 31 + seed % 7, 5, 3), "awkward"
-    )
+    yield Case("sizes from the seed", sizes(20 + seed % 13, 31 + seed % 7, 5, 3), "awkward")
 
 
 def harness(answer, data):

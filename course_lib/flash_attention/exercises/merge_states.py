@@ -221,6 +221,7 @@ EXERCISE = Exercise(
     cases=cases,
     harness=harness,
     oracle=oracle,
+    outputs=("out", "lse"),
     accepts=(shifted, sigmoid_of_the_difference, stacked),
     misconceptions=(
         average,
@@ -238,7 +239,8 @@ EXERCISE = Exercise(
         "logarithm), outputs 1 and 5. The joint sum is 8. What is the output?",
         "Print the two weights divided by their sum: they are shares, at least 0, and add up to 1 "
         "in every row that saw a key. Then merge in the other order: nothing may change.",
-        "```python\ntop = torch.maximum(lse_a, lse_b)\norigin = torch.where(top == -math.inf, ..., top)\n"
+        "```python\ntop = torch.maximum(lse_a, lse_b)\n"
+        "origin = torch.where(top == -math.inf, ..., top)\n"
         "weight_a, weight_b = torch.exp(...), torch.exp(...)\ntotal = ...\n"
         "out = (weight_a[:, None] * out_a + ...) / ...\nreturn out, origin + torch.log(total)\n```",
     ),

@@ -11,6 +11,7 @@ from course_lib.grading.exercise import Budget, Case, Data, Exercise, misconcept
 Tiles = Iterator[torch.Tensor]
 Moments = tuple[torch.Tensor, torch.Tensor]
 
+
 def cases(size: str, seed: int) -> Iterable[Case]:
     """Numbers [N] fp32 and the sizes of the tiles that they arrive in."""
     generator = torch.Generator().manual_seed(seed)
@@ -18,9 +19,7 @@ def cases(size: str, seed: int) -> Iterable[Case]:
     def normal(n: int) -> torch.Tensor:
         return torch.randn(n, generator=generator)
 
-    yield Case(
-        "1, 2 and then 6", {"x": torch.tensor([1.0, 2.0, 6.0]), "sizes": [2, 1]}
-    )
+    yield Case("1, 2 and then 6", {"x": torch.tensor([1.0, 2.0, 6.0]), "sizes": [2, 1]})
     yield Case("tiles of 5, 1 and 3", {"x": 3 * normal(9) + 1, "sizes": [5, 1, 3]})
     yield Case("one number", {"x": torch.tensor([4.0]), "sizes": [1]}, "awkward")
     yield Case("all numbers equal", {"x": torch.full([7], 2.5), "sizes": [3, 4]}, "awkward")
@@ -29,7 +28,10 @@ def cases(size: str, seed: int) -> Iterable[Case]:
     )
     n, tile = (4000, 128) if size == "small" else (1_000_000, 4096)
     sizes = [tile] * (n // tile) + [n % tile]
-    yield Case(f"{n:,} numbers in tiles of {tile}", {"x": normal(n) + 500, "sizes": sizes}, "method")
+    yield Case(
+        f"{n:,} numbers in tiles of {tile}", {"x": normal(n) + 500, "sizes": sizes}, "method"
+    )
+
 
 def harness(answer, data):
     """Hand the numbers over tile by tile, in one buffer that is overwritten."""
@@ -45,10 +47,12 @@ def harness(answer, data):
 
     return answer(tiles())
 
+
 def oracle(data: Data) -> Moments:
     """Both moments of all the numbers at once, in fp64."""
     x = data["x"].double()
     return x.mean(), ((x - x.mean()) ** 2).mean()
+
 
 def pairwise_merge(tiles: Tiles) -> Moments:
     count, mean, squares = 0, torch.tensor(0.0), torch.tensor(0.0)
@@ -61,6 +65,7 @@ def pairwise_merge(tiles: Tiles) -> Moments:
         count = total
     return mean, squares / count
 
+
 def one_number_at_a_time(tiles: Tiles) -> Moments:
     count, mean, squares = 0, 0.0, 0.0
     for tile in tiles:
@@ -71,6 +76,7 @@ def one_number_at_a_time(tiles: Tiles) -> Moments:
             squares += delta * (x - mean)
     return torch.tensor(mean), torch.tensor(squares / count)
 
+
 def measured_from_the_first(tiles: Tiles) -> Moments:
     """A shift by any number near the mean makes the plain sums harmless."""
     origin, count, total, squares = None, 0, 0.0, 0.0
@@ -79,6 +85,7 @@ def measured_from_the_first(tiles: Tiles) -> Moments:
         moved = tile - origin
         count, total, squares = count + len(tile), total + moved.sum(), squares + (moved**2).sum()
     return origin + total / count, squares / count - (total / count) ** 2
+
 
 @misconception(
     "difference of large numbers",
@@ -93,6 +100,7 @@ def cancelled(tiles: Tiles) -> Moments:
         count, total, squares = count + len(tile), total + tile.sum(), squares + (tile**2).sum()
     return total / count, squares / count - (total / count) ** 2
 
+
 @misconception(
     "tiles weigh the same",
     question="One tile holds two numbers, another one. Should their means count the same?",
@@ -101,6 +109,7 @@ def cancelled(tiles: Tiles) -> Moments:
 def unweighted(tiles: Tiles) -> Moments:
     pairs = [(tile.mean(), tile.var(correction=0)) for tile in tiles]
     return sum(p[0] for p in pairs) / len(pairs), sum(p[1] for p in pairs) / len(pairs)
+
 
 @misconception(
     "distance between tiles forgotten",
@@ -114,6 +123,7 @@ def within_only(tiles: Tiles) -> Moments:
         count, total = count + len(tile), total + tile.sum()
         squares = squares + ((tile - tile.mean()) ** 2).sum()
     return total / count, squares / count
+
 
 @misconception(
     "squares around the running mean",
@@ -129,6 +139,7 @@ def around_running_mean(tiles: Tiles) -> Moments:
         squares = squares + ((tile - mean) ** 2).sum()
     return mean, squares / count
 
+
 @misconception(
     "divided by N - 1",
     question="Does the task ask for the variance of these numbers, or for an estimate from a "
@@ -143,6 +154,7 @@ def sample_variance(tiles: Tiles) -> Moments:
         squares = squares + ((tile - tile_mean) ** 2).sum() + delta**2 * (count * n / total)
         mean, count = mean + delta * (n / total), total
     return mean, squares / (count - 1)
+
 
 @misconception(
     "old and new mean confused",
@@ -160,6 +172,7 @@ def mean_updated_first(tiles: Tiles) -> Moments:
         count = total
     return mean, squares / count
 
+
 @misconception(
     "standard deviation",
     question="What is the unit of your second output: that of x, or that of x²?",
@@ -168,6 +181,7 @@ def mean_updated_first(tiles: Tiles) -> Moments:
 def deviation(tiles: Tiles) -> Moments:
     mean, variance = pairwise_merge(tiles)
     return mean, variance.sqrt()
+
 
 @misconception(
     "tiles kept",
@@ -178,6 +192,7 @@ def deviation(tiles: Tiles) -> Moments:
 def kept(tiles: Tiles) -> Moments:
     x = torch.cat([tile.clone() for tile in tiles])
     return x.mean(), x.var(correction=0)
+
 
 EXERCISE = Exercise(
     id="flash_attention.one_pass_variance",
@@ -196,6 +211,7 @@ EXERCISE = Exercise(
     cases=cases,
     harness=harness,
     oracle=oracle,
+    outputs=("mean", "variance"),
     accepts=(pairwise_merge, one_number_at_a_time, measured_from_the_first),
     misconceptions=(
         cancelled,

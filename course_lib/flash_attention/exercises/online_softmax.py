@@ -234,6 +234,7 @@ EXERCISE = Exercise(
     cases=cases,
     harness=harness,
     oracle=oracle,
+    outputs=("row_max", "row_sum"),
     accepts=(rescaling, log_space, one_score_at_a_time),
     misconceptions=(
         not_rescaled,

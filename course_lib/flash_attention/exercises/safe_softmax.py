@@ -249,7 +249,8 @@ SAFE_SOFTMAX = Exercise(
         "exp(-12), divided by their sum. Nothing is larger than 1.",
         "Print the largest term before you sum: it must be exactly 1 in every row. Then print the "
         "sum and its dtype.",
-        "```python\nwide = scores.float()\nterms = torch.exp(wide - ...)\nreturn (terms / ...).half()"
+        "```python\nwide = scores.float()\nterms = torch.exp(wide - ...)\n"
+        "return (terms / ...).half()"
         "\n```",
     ),
     forbids=("aten::_softmax", "aten::_log_softmax", "aten::logsumexp"),

@@ -144,14 +144,13 @@ def hidden_counts_in_full(row_max, row_sum, acc, scores, values) -> State:
 
 @misconception(
     "a large number instead of infinity",
-    question="If -10,000 stands for hidden, how do hidden keys compare with real scores of -40,000?",
+    question="If -10,000 stands for hidden, which is larger: a hidden score, or a real one of "
+    "-40,000?",
     says="This is what you get when -inf is replaced by a finite number: hidden keys weigh "
     "exp(0) = 1 where nothing else is seen.",
 )
 def finite_mask(row_max, row_sum, acc, scores, values) -> State:
-    return not_repaired.wrong(
-        row_max.clamp(min=-1e4), row_sum, acc, scores.clamp(min=-1e4), values
-    )
+    return not_repaired.wrong(row_max.clamp(min=-1e4), row_sum, acc, scores.clamp(min=-1e4), values)
 
 
 @misconception(
@@ -210,6 +209,7 @@ EXERCISE = Exercise(
     cases=cases,
     harness=harness,
     oracle=oracle,
+    outputs=("row_max", "row_sum", "acc"),
     accepts=(measured_from_zero, hidden_set_to_zero, only_rows_that_see),
     misconceptions=(
         not_repaired,

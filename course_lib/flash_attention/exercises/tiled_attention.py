@@ -11,7 +11,7 @@ from course_lib.grading.exercise import Budget, Case, Data, Exercise, Misconcept
 
 
 def cases(size: str, seed: int) -> Iterable[Case]:
-    """q [M, D], k and v [N, D] in fp32, and the tile's extents."""
+    """Inputs q [M, D], k and v [N, D] in fp32, and the tile's extents."""
     generator = torch.Generator().manual_seed(seed)
 
     def data(rows: int, keys: int, dim: int, block_m: int, block_n: int, spread=2.0) -> Data:
@@ -171,12 +171,13 @@ def whole_matrix(q, k, v, block_m: int, block_n: int) -> torch.Tensor:
 
 @misconception(
     "softmaxes of tiles averaged",
-    question="Each tile's softmax adds up to 1 by itself. How do two tiles learn which weighs more?",
+    question="Each tile's softmax adds up to 1 by itself. How is it known which tile weighs more?",
     says="This is what you get when every tile is normalised alone and the outputs are averaged.",
 )
 def averaged(q, k, v, block_m: int, block_n: int) -> torch.Tensor:
+    q_ = q / math.sqrt(q.shape[1])
     parts = [
-        torch.exp((s := q @ k_tile.T / math.sqrt(q.shape[1])) - torch.logsumexp(s, 1, True)) @ v_tile
+        torch.exp((s := q_ @ k_tile.T) - torch.logsumexp(s, 1, True)) @ v_tile
         for k_tile, v_tile in zip(k.split(block_n), v.split(block_n), strict=True)
     ]
     return sum(parts) / len(parts)
@@ -281,11 +282,13 @@ EXERCISE = Exercise(
         averaged,
     ),
     hints=(
-        "Re-read your `online_softmax`: it is one row of this. By hand: `block_n = 1`, scores 0 and "
-        "then 2, values 8 and 1. After the first key acc is 8 and row_sum is 1. After the second?",
+        "Re-read your `online_softmax`: it is one row of this. By hand: `block_n = 1`, scores 0 "
+        "and then 2, values 8 and 1. After the first key acc is 8 and row_sum is 1. After the "
+        "second?",
         "Print `row_sum` with `v` set to ones: `acc` must equal it in every column, after every "
         "tile.",
-        "```python\nfor i in range(0, M, block_m):\n    q_tile = ...\n    row_max, row_sum, acc = ...\n"
+        "```python\nfor i in range(0, M, block_m):\n    q_tile = ...\n"
+        "    row_max, row_sum, acc = ...\n"
         "    for j in range(0, N, block_n):\n        scores = ...\n        new_max = ...\n"
         "        rescale, weights = ...\n        row_sum = ...\n        acc = ...\n"
         "        row_max = new_max\n    out[i : i + block_m] = ...\n```",
