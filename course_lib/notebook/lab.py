@@ -175,7 +175,7 @@ class Lab:
                 known = ", ".join(values)
                 raise ValueError(f"{self.name} has no control {name!r}. It has: {known}.")
             if not control.accepts(value):
-                raise ValueError(f"{self.name}: {name!r} does not take {value!r}. {control}")
+                raise ValueError(f"{self.name}: {control.label!r} does not take {value!r}.")
             values[name] = value
         return self.compute(**values)
 
@@ -193,7 +193,9 @@ def picture_markup(picture: Svg | Figure) -> str:
     import matplotlib.pyplot as plt
 
     buffer = io.StringIO()
-    picture.savefig(buffer, format="svg", bbox_inches="tight")
+    # The same picture is the same text, so that a rebuilt notebook differs only where it must.
+    with plt.rc_context({"svg.hashsalt": "course"}):
+        picture.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(picture)
     markup = buffer.getvalue()
     return markup[markup.index("<svg") :]
@@ -257,12 +259,13 @@ def _make_view_class() -> type:
             with self.hold_sync():
                 try:
                     state = self.lab.state(**self.values)
-                    self.steps = getattr(state, "steps", 1)
-                    self.sentence = self.lab.describe(state)
-                    self.picture = picture_markup(self.lab.draw(state))
-                    self.error = ""
+                    sentence = self.lab.describe(state)
+                    picture = picture_markup(self.lab.draw(state))
                 except Exception as error:
                     self.error = f"{type(error).__name__}: {error}"
+                else:
+                    self.steps = getattr(state, "steps", 1)
+                    self.sentence, self.picture, self.error = sentence, picture, ""
                 self.done += 1
 
         def _repr_mimebundle_(self, **kwargs: Any) -> Any:

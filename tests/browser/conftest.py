@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",
@@ -46,20 +48,32 @@ class LabPage:
 
     def run_all(self, timeout: float = 120.0) -> None:
         """Run every cell and wait until the kernel is idle again."""
-        self.page.keyboard.press("Escape")
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_text("Run All Cells", exact=True).click()
-        # The kernel needs a moment to report that it is busy.
-        self.page.wait_for_timeout(1500)
+        self.page.locator(".jp-StatusBar-Widget").get_by_text("| Idle").wait_for(timeout=60_000)
+        for _ in range(3):
+            self._click_run_all()
+            # On a slow machine Lab may still ask which kernel to use, and then runs nothing.
+            self.page.wait_for_timeout(1500)
+            if not self.page.locator(".jp-Dialog .jp-mod-accept").count():
+                break
+            self.page.locator(".jp-Dialog .jp-mod-accept").click()
+            self.page.wait_for_timeout(3000)
         self.page.wait_for_function(
             "() => !document.title.startsWith('(Busy)') && "
-            "[...document.querySelectorAll('.jp-InputPrompt')].every(p => !p.textContent.includes('*'))",
+            "[...document.querySelectorAll('.jp-InputPrompt')]"
+            ".every(p => !p.textContent.includes('*'))",
             timeout=timeout * 1000,
         )
 
+    def _click_run_all(self) -> None:
+        self.page.keyboard.press("Escape")
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_text("Run All Cells", exact=True).click()
+
     def errors(self) -> list[str]:
         """The text of every red output."""
-        return self.page.locator('[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*="error"]').all_inner_texts()
+        return self.page.locator(
+            '[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*="error"]'
+        ).all_inner_texts()
 
     def lab(self, name: str):
         """The lab with this name."""
@@ -78,13 +92,21 @@ def jupyter_lab(root: Path, settings: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "COURSE_HOME": str(settings / "home"), "JUPYTERLAB_SETTINGS_DIR": str(settings)}
+    environment = {
+        **os.environ,
+        "COURSE_HOME": str(settings / "home"),
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+    }
     news = settings / "@jupyterlab" / "apputils-extension"
     news.mkdir(parents=True, exist_ok=True)
-    (news / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    (news / "notification.jupyterlab-settings").write_text(
+        json.dumps({"fetchNews": "false", "checkForUpdates": False})
+    )
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
     command += ["--ip=127.0.0.1", "--IdentityProvider.token=t", f"--notebook-dir={root}"]
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(300):
             try:
@@ -101,7 +123,9 @@ def jupyter_lab(root: Path, settings: Path) -> Iterator[str]:
 
 
 @contextmanager
-def open_notebook(address: str, path: str, theme: str = "light", width: int = 1280) -> Iterator[LabPage]:
+def open_notebook(
+    address: str, path: str, theme: str = "light", width: int = 1280
+) -> Iterator[LabPage]:
     """Open a notebook in a fresh browser, in a theme."""
     from playwright.sync_api import sync_playwright
 
@@ -120,7 +144,9 @@ def open_notebook(address: str, path: str, theme: str = "light", width: int = 12
         page.route("**/*", only_loopback)
         page.goto(address.format(path=path))
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+        page.wait_for_selector(
+            '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000
+        )
         if theme == "dark":
             page.get_by_role("menuitem", name="Settings", exact=True).click()
             page.get_by_text("Theme", exact=True).first.hover()
