@@ -115,9 +115,7 @@ def measure(device: torch.device, *, repeats: int, smoke: bool) -> list[dict[str
                         "dtype": str(dtype).removeprefix("torch."),
                         "direction": direction,
                         "implementation": name,
-                        "seconds": {
-                            "median": timing.median, "p20": timing.p20, "p80": timing.p80
-                        },
+                        "seconds": {"median": timing.median, "p20": timing.p20, "p80": timing.p80},
                         "calls": timing.n,
                         "flops": flops,
                         "tflops_per_second": flops / timing.median / 1e12,

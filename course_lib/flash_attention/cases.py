@@ -157,9 +157,7 @@ def make_inputs(
         # Cauchy-like tails, clipped so that a product still fits into fp16.
         k = (k / normal(case.B, case.Hkv, case.Tk, 1).abs().clamp_min(0.02)).clamp(-50, 50)
 
-    q, k, v, dout = (
-        _lay_out(x.to(dtype).to(device), case.layout) for x in (q, k, v, dout)
-    )
+    q, k, v, dout = (_lay_out(x.to(dtype).to(device), case.layout) for x in (q, k, v, dout))
     if case.layout == "expanded":
         k, v = (x[:, :1].expand(-1, case.Hkv, -1, -1) for x in (k, v))
     statistics = torch.float64 if dtype == torch.float64 else torch.float32

@@ -51,7 +51,7 @@ Three habits, everywhere in this file
     * Addresses: one 64-bit number says where a tile begins, 32-bit numbers walk inside it.
     * Sums are kept in fp32, whatever the dtype of the inputs.
 
-References
+References:
     Dao et al., "FlashAttention", arXiv 2205.14135; Dao, "FlashAttention-2", arXiv 2307.08691;
     Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867.
 """
@@ -125,9 +125,7 @@ def tile_pointers(tile_ptr, stride_t, ALIGN, BLOCK_T: tl.constexpr, BLOCK_D: tl.
     offs_d = tl.arange(0, BLOCK_D)
     # The compiler cannot see that every row begins at a multiple of ALIGN bytes. Told so, it
     # reads 16 bytes at a time also where D is 72 or 80.
-    return tl.multiple_of(
-        tile_ptr + offs_t[:, None] * stride_t + offs_d[None, :], (ALIGN, ALIGN)
-    )
+    return tl.multiple_of(tile_ptr + offs_t[:, None] * stride_t + offs_d[None, :], (ALIGN, ALIGN))
 
 
 @triton.jit
@@ -398,7 +396,7 @@ def flash_attention_bwd_dkdv_kernel(
         statistics = (batch * Hq + head) * Tq
 
         # Compiled twice where it must be: over the diagonal with a mask, then without.
-        for UNMASKED in tl.static_range(0 if CAUSAL else 1, 2):
+        for UNMASKED in tl.static_range(0 if CAUSAL else 1, 2):  # pyright: ignore
             first = unmasked_begin if UNMASKED else begin
             last = Tq if UNMASKED else tl.minimum(unmasked_begin, Tq)
             for start_m in range(first, last, BLOCK_M):
@@ -418,9 +416,7 @@ def flash_attention_bwd_dkdv_kernel(
                 do_tile = load_tile(
                     do_tile_ptr, stride_dot, Tq - start_m, ALIGN, D, BLOCK_M, BLOCK_D
                 )
-                dv_acc = tl.dot(
-                    weights.to(do_tile.dtype), do_tile, dv_acc, input_precision="ieee"
-                )
+                dv_acc = tl.dot(weights.to(do_tile.dtype), do_tile, dv_acc, input_precision="ieee")
 
                 dweights = tl.dot(v_tile, do_tile.T, input_precision="ieee")  # [BLOCK_N, BLOCK_M]
                 dscores = weights * (dweights - delta[None, :])

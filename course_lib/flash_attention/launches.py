@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from course_lib.runtime.crosscompile import Launch
 
+# ruff: noqa: E501, F822  (the table is wide; LAUNCHES is made by __getattr__)
+
 __all__ = [
+    "BLOCK_DS",
     "COMPILED_TABLE",
     "HEAD_DIMS",
-    "LAUNCHES",
+    "LAUNCHES",  # pyright: ignore[reportUnsupportedDunderAll]
     "TABLE",
     "LaunchConfig",
     "block_d",
@@ -47,14 +50,59 @@ class LaunchConfig:
     num_stages: int
 
 
-# kernel → architecture → bytes an element → BLOCK_D → (BLOCK_M, BLOCK_N, num_warps, num_stages)
-#@TABLE-BEGIN
-TABLE: dict[str, dict[int, dict[int, dict[int, tuple[int, int, int, int]]]]] = {
-    "fwd": {},
-    "bwd_dkdv": {},
-    "bwd_dq": {},
+BLOCK_DS = (16, 32, 64, 128, 256)
+
+# kernel → (architecture, bytes an element) → for each of BLOCK_DS (BLOCK_M, BLOCK_N, num_warps,
+# num_stages). On sm_75, where Triton multiplies without tensor cores, 256 would spill kilobytes.
+# fmt: off
+TABLE: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int] | None]]] = {
+    "fwd": {
+        (75, 2): [(64, 32, 4, 1), (64, 32, 4, 1), (32, 32, 4, 1), (32, 32, 8, 1), None],
+        (75, 4): [(64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 2), None],
+        (80, 2): [(128, 128, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3), (64, 64, 8, 2)],
+        (80, 4): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2), (32, 16, 8, 1)],
+        (86, 2): [(128, 128, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3), (64, 32, 8, 2)],
+        (86, 4): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (16, 32, 8, 1), (16, 16, 8, 1)],
+        (89, 2): [(128, 128, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3), (64, 32, 8, 2)],
+        (89, 4): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (16, 32, 8, 1), (16, 16, 8, 1)],
+        (90, 2): [(128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 2)],
+        (90, 4): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 16, 8, 2), (16, 16, 8, 1)],
+        (100, 2): [(128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 4, 3), (128, 128, 8, 2), (128, 32, 8, 2)],
+        (100, 4): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 16, 8, 2), (16, 16, 8, 1)],
+    },
+    "bwd_dkdv": {
+        (75, 2): [(32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1), None],
+        (75, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), None],
+        (80, 2): [(64, 128, 8, 3), (64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2), (32, 64, 8, 2)],
+        (80, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1)],
+        (86, 2): [(64, 128, 8, 3), (64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2), (32, 32, 8, 1)],
+        (86, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)],
+        (89, 2): [(64, 128, 8, 3), (64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2), (32, 32, 8, 1)],
+        (89, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)],
+        (90, 2): [(64, 128, 8, 2), (64, 128, 8, 2), (64, 128, 8, 2), (32, 128, 8, 2), (32, 32, 8, 1)],
+        (90, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1)],
+        (100, 2): [(64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2), (64, 128, 8, 2), (32, 64, 8, 2)],
+        (100, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1)],
+    },
+    "bwd_dq": {
+        (75, 2): [(32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 8, 1), None],
+        (75, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1), None],
+        (80, 2): [(128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 2), (64, 64, 8, 1)],
+        (80, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 2), (16, 16, 8, 2)],
+        (86, 2): [(128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 2), (64, 32, 8, 1)],
+        (86, 4): [(32, 64, 4, 2), (32, 32, 4, 1), (32, 32, 8, 1), (16, 32, 8, 2), (16, 16, 8, 2)],
+        (89, 2): [(128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 2), (64, 32, 8, 1)],
+        (89, 4): [(32, 64, 4, 2), (32, 32, 4, 1), (32, 32, 8, 1), (16, 32, 8, 2), (16, 16, 8, 2)],
+        (90, 2): [(128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 32, 8, 2)],
+        (90, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 2)],
+        (100, 2): [(128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 4, 2), (128, 64, 8, 2), (64, 64, 8, 1)],
+        (100, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 2)],
+    },
 }
-#@TABLE-END
+# fmt: on
+
+# Bytes a thread that may spill after all, by (kernel, architecture, bytes an element, BLOCK_D).
+ADMITTED_SPILLS = {("bwd_dq", 75, 4, 128): 8}
 
 # On CPU, under the interpreter: few programs and few steps, each as large as NumPy likes, but
 # small and unequal enough that a short sequence still has several ragged blocks.
@@ -97,12 +145,18 @@ def launch_config(kernel: str, arch: int | None, head_dim: int, itemsize: int) -
         arch: What :func:`table_architecture` gave; None under the interpreter.
         head_dim: D, in elements.
         itemsize: Bytes an element: 2 or 4.
+
+    Raises:
+        ValueError: The table has no such row (sm_75 above D = 128).
     """
     if kernel == "bwd_preprocess":
         return PREPROCESS
     if arch is None:
         return INTERPRETED[kernel]
-    return LaunchConfig(*TABLE[kernel][arch][itemsize][block_d(head_dim)])
+    row = TABLE[kernel][arch, itemsize][BLOCK_DS.index(block_d(head_dim))]
+    if row is None:
+        raise ValueError(f"no {kernel} configuration for sm_{arch} and head dimension {head_dim}")
+    return LaunchConfig(*row)
 
 
 # ---- the list for the compile gate ---------------------------------------------------------
@@ -124,25 +178,32 @@ def signature_of(kernel: Any, dtype: str) -> dict[str, str]:
 
 
 def kernel_launch(
-    kernel: str, arch: int, head_dim: int, dtype: str, *, causal: bool, group: int, **config: int
+    kernel: str,
+    arch: int,
+    head_dim: int,
+    dtype: str,
+    *,
+    causal: bool,
+    group: int,
+    config: LaunchConfig | None = None,
 ) -> Launch:
-    """One launch; ``config`` overrides the table's BLOCK_M, BLOCK_N, num_warps, num_stages."""
+    """One launch, for the compile gate; ``config`` stands in for the table's when one is tuned."""
     from course_lib.runtime.crosscompile import Launch
 
     from . import kernels
 
     function = getattr(kernels, f"flash_attention_{kernel}_kernel")
     itemsize = 4 if dtype == "fp32" else 2
-    if not config:
-        config = dataclasses.asdict(launch_config(kernel, arch, head_dim, itemsize))
+    if config is None:
+        config = launch_config(kernel, arch, head_dim, itemsize)
     constexprs = {
         "GROUP": group,
         "CAUSAL": causal,
         "ALIGN": 16,
         "D": head_dim,
         "BLOCK_D": block_d(head_dim),
-        "BLOCK_M": config["BLOCK_M"],
-        "BLOCK_N": config["BLOCK_N"],
+        "BLOCK_M": config.BLOCK_M,
+        "BLOCK_N": config.BLOCK_N,
     }
     signature = signature_of(function, dtype)
     mask = "causal" if causal else "full"
@@ -152,19 +213,21 @@ def kernel_launch(
         signature=signature,
         constexprs={n: v for n, v in constexprs.items() if n in function.arg_names},
         arch=arch,
-        num_warps=config["num_warps"],
-        num_stages=config["num_stages"],
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        admitted_spills=ADMITTED_SPILLS.get((kernel, arch, itemsize, block_d(head_dim)), 0),
     )
 
 
 def _launches() -> Iterator[Launch]:
-    for kernel, architectures in TABLE.items():
-        for arch, by_itemsize in architectures.items():
-            for itemsize, by_block_d in by_itemsize.items():
-                dtype = "fp32" if itemsize == 4 else "fp16" if arch == 75 else "bf16"
-                for head_dim in by_block_d:
-                    for causal in (False, True):
-                        yield kernel_launch(kernel, arch, head_dim, dtype, causal=causal, group=1)
+    for kernel, rows in TABLE.items():
+        for (arch, itemsize), row in rows.items():
+            dtype = "fp32" if itemsize == 4 else "fp16" if arch == 75 else "bf16"
+            for head_dim, config in zip(BLOCK_DS, row, strict=True):
+                if config is None:
+                    continue
+                for causal in (False, True):
+                    yield kernel_launch(kernel, arch, head_dim, dtype, causal=causal, group=1)
     # What the rows above do not show: padded head dimensions, grouped heads, the other half dtype.
     for arch in (80, 89, 90, 100):
         for kernel in TABLE:
@@ -173,7 +236,7 @@ def _launches() -> Iterator[Launch]:
             yield kernel_launch(kernel, arch, 128, "fp16", causal=True, group=4)
             yield kernel_launch(kernel, arch, 128, "bf16", causal=True, group=4)
     for arch in (75, 80, 86, 89, 90, 100):
-        for head_dim in (64, 256):
+        for head_dim in (64, 128):
             dtype = "fp16" if arch == 75 else "bf16"
             yield kernel_launch("bwd_preprocess", arch, head_dim, dtype, causal=False, group=1)
 

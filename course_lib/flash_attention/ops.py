@@ -1,11 +1,14 @@
 """The public function ``flash_attention``: validation, dispatch, launches, autograd."""
 
+# A launch, kernel[grid](...), takes options that the kernel's own signature does not show.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +27,39 @@ _LOG2E = 1.4426950408889634
 _MAX_GRID_YZ = 65535  # CUDA's limit on the second and third axis of a grid: heads and batch
 
 
+@overload
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = ...,
+    scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+    implementation: Implementation = ...,
+) -> Tensor: ...
+@overload
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = ...,
+    scale: float | None = ...,
+    return_lse: Literal[True],
+    implementation: Implementation = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = ...,
+    scale: float | None = ...,
+    return_lse: bool,
+    implementation: Implementation = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def flash_attention(
     q: Tensor,
     k: Tensor,
@@ -50,10 +86,11 @@ def flash_attention(
         return_lse: Also return L.
         implementation: "triton" runs the Triton kernels or raises; they take CUDA tensors, and CPU
             tensors inside ``with interpreted():``. "torch" runs the same algorithm in PyTorch,
-            block by block over the queries, anywhere. "auto" is "triton" if all of this holds, and
-            "torch" otherwise: the tensors are on a CUDA device of compute capability 8.0 or more
-            (a T4 has 7.5: Triton does not use its tensor cores), Triton can be imported, the dtype
-            is fp16, bf16 or fp32, 16 <= D <= 256, and B and Hq are below 65536.
+            block by block over the queries, anywhere. On a T4 (compute capability 7.5) "triton"
+            runs without tensor cores, slowly, and for D <= 128. "auto" is "triton" if all of this
+            holds, and "torch" otherwise: the tensors are on a CUDA device of compute capability
+            8.0 or more (so not a T4), Triton can be imported, the dtype is fp16, bf16 or fp32,
+            16 <= D <= 256, and B and Hq are below 65536.
 
     Returns:
         O, [B, Hq, Tq, D], in the dtype of q, contiguous. With ``return_lse`` also L, [B, Hq, Tq],
@@ -117,7 +154,9 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     batch, q_heads, _, head_dim = q.shape
     for name, tensor in (("k", k), ("v", v)):
         if tensor.shape[0] != batch:
-            raise ValueError(f"{name} must have the batch size of q, {batch}, got {tensor.shape[0]}")
+            raise ValueError(
+                f"{name} must have the batch size of q, {batch}, got {tensor.shape[0]}"
+            )
         if tensor.shape[3] != head_dim:
             raise ValueError(
                 f"{name} must have the head dimension of q, {head_dim}, got {tensor.shape[3]}"
@@ -147,7 +186,7 @@ def _check_triton_can_take(q: Tensor) -> None:
         )
     if q.shape[3] not in HEAD_DIMS:
         raise ValueError(
-            f'q must have a head dimension of {HEAD_DIMS[0]} to {HEAD_DIMS[-1]} for '
+            f"q must have a head dimension of {HEAD_DIMS[0]} to {HEAD_DIMS[-1]} for "
             f'implementation="triton", got {q.shape[3]}'
         )
     if max(q.shape[0], q.shape[1]) > _MAX_GRID_YZ:
@@ -199,12 +238,15 @@ def _runs_triton(q: Tensor, implementation: str) -> bool:
             "kernels under the interpreter (`with interpreted():`, from "
             'course_lib.runtime.interpreter), or use implementation="torch"'
         )
-    if not interpreting() and _architecture(q) is None:
-        capability = torch.cuda.get_device_capability(q.device)
-        raise RuntimeError(
-            f'implementation="triton" needs compute capability 7.5 or more, got {capability}; '
-            'implementation="torch" runs everywhere'
-        )
+    if not interpreting():
+        arch = _architecture(q)
+        if arch is None or (arch < 80 and q.shape[3] > 128):
+            capability = torch.cuda.get_device_capability(q.device)
+            raise RuntimeError(
+                'implementation="triton" needs compute capability 8.0 or more, or 7.5 and a head '
+                f"dimension of at most 128; got {capability} and {q.shape[3]}; "
+                'implementation="torch" runs everywhere'
+            )
     return True
 
 
@@ -230,7 +272,7 @@ def _rows_contiguous(x: Tensor) -> Tensor:
 
 
 def _alignment(*tensors: Tensor) -> int:
-    """Bytes that every row of every tensor is known to begin at a multiple of: 16, or one element."""
+    """What every row of every tensor begins at a multiple of, in bytes: 16, or one element."""
     for x in tensors:
         starts = [x.data_ptr()]
         starts += [x.stride(i) * x.element_size() for i in range(3) if x.shape[i] > 1]

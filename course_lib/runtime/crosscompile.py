@@ -9,9 +9,10 @@ Three layers:
 * :func:`cross_compile` compiles one kernel for one architecture and returns :class:`Compiled`.
 * :class:`Launch` names one thing that an op may launch. A chapter lists all of them in
   ``course_lib/<chapter>/launches.py`` as ``LAUNCHES``, with ``COMPILED_TABLE`` beside it.
-* :func:`check_launches` is the gate: every launch compiles, fits into shared memory, spills
-  no more than it admits, and keeps Hopper's matrix products asynchronous. The results are kept in a small JSON file by a hash of kernel source,
-  configuration and Triton version, so that only what changed is compiled again.
+* :func:`check_launches` is the gate: every launch compiles, fits into shared memory, spills no
+  more than it admits, and keeps Hopper's matrix products asynchronous. The results are kept in a
+  small JSON file by a hash of kernel source, configuration and Triton version, so that only what
+  changed is compiled again.
 
 To bring a chapter's table up to date::
 
@@ -256,7 +257,9 @@ def check_launches(
                 raise
             except Exception as error:  # the compiler raises many types, and each is a finding
                 first_line = str(error).strip().splitlines()[:1]
-                failures.append(f"{launch.name}: does not compile: {type(error).__name__} {first_line}")
+                failures.append(
+                    f"{launch.name}: does not compile: {type(error).__name__} {first_line}"
+                )
                 continue
             if report is not None:
                 report(f"{launch.name}: {result}")
@@ -407,9 +410,9 @@ def _assembler_log(ptx: str, arch: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx, encoding="utf-8")
+        flags = ["-v", "-lineinfo", *_ptxas_options(path), f"--gpu-name={target}"]
         run = subprocess.run(
-            [path, "-v", "-lineinfo", *_ptxas_options(path), f"--gpu-name={target}"]
-            + [str(source), "-o", str(source.with_suffix(".cubin"))],
+            [path, *flags, str(source), "-o", str(source.with_suffix(".cubin"))],
             capture_output=True,
             text=True,
             check=False,
@@ -430,9 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in options.modules:
         module = importlib.import_module(name)
         path = Path(module.COMPILED_TABLE)
-        gate = check_launches(
-            module.LAUNCHES, read_table(path), deep=options.deep, report=print
-        )
+        gate = check_launches(module.LAUNCHES, read_table(path), deep=options.deep, report=print)
         write_table(path, gate.table)
         print(f"{name}: {len(gate.results)} launches, {len(gate.compiled)} compiled")
         for failure in gate.failures:

@@ -13,7 +13,7 @@ from course_lib.flash_attention.reference import causal_visible
 
 def one_query_at_a_time(q, k, v, *, causal, scale):
     """Attention in Python floats: no masks, no matrices, only the keys a query may see."""
-    B, Hq, Tq, D = q.shape
+    B, Hq, Tq, _ = q.shape
     Hkv, Tk = k.shape[1:3]
     out = torch.zeros_like(q)
     lse = torch.full((B, Hq, Tq), -math.inf, dtype=q.dtype)

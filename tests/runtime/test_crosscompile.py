@@ -69,9 +69,12 @@ def test_what_does_not_fit_is_seen():
 def test_alignment_is_an_assumption_that_shows():
     aligned = cross_compile(double_kernel, DOUBLE, {"BLOCK": 1024}, arch=80)
     blind = cross_compile(double_kernel, DOUBLE, {"BLOCK": 1024}, arch=80, aligned=[])
-    assert "ld.global.v4" in cross_compile(
-        double_kernel, DOUBLE, {"BLOCK": 1024}, arch=80, aligned=["x_ptr", "y_ptr", "n"]
-    ).ptx
+    assert (
+        "ld.global.v4"
+        in cross_compile(
+            double_kernel, DOUBLE, {"BLOCK": 1024}, arch=80, aligned=["x_ptr", "y_ptr", "n"]
+        ).ptx
+    )
     assert "ld.global.v4" not in blind.ptx
     assert aligned.spills == blind.spills == 0
 
@@ -82,7 +85,7 @@ def test_an_interpreted_run_changes_nothing():
     before = cross_compile(double_kernel, DOUBLE, {"BLOCK": 32}, arch=90)
     x, y = torch.ones(20), torch.empty(20)
     with interpreted():
-        double_kernel[(1,)](x, y, 20, BLOCK=32)
+        double_kernel[(1,)](x, y, 20, BLOCK=32)  # pyright: ignore[reportArgumentType]
     assert (y == 2).all()
     double_kernel.hash = None  # make Triton look at the source again
     assert cross_compile(double_kernel, DOUBLE, {"BLOCK": 32}, arch=90) == before
@@ -91,8 +94,8 @@ def test_an_interpreted_run_changes_nothing():
 def test_errors():
     with pytest.raises(ValueError, match=r"arch must be one of 75, 80, .* got 70"):
         cross_compile(double_kernel, DOUBLE, {"BLOCK": 32}, arch=70)
+    partial = {k: v for k, v in DOUBLE.items() if k != "n"}
     with pytest.raises(ValueError, match=r"neither in signature nor in constexprs: \['n'\]"):
-        partial = {k: v for k, v in DOUBLE.items() if k != "n"}
         cross_compile(double_kernel, partial, {"BLOCK": 32}, arch=80)
     with pytest.raises(ValueError, match=r"not an argument: \['BLOK'\]"):
         cross_compile(double_kernel, DOUBLE, {"BLOCK": 32, "BLOK": 1}, arch=80)
