@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from course_lib.notebook.lab import Lab, Slider
 from course_lib.notebook.svg import Svg
@@ -46,7 +47,7 @@ def compute_tiling(*, rows: int, columns: int, tile_rows: int, tile_columns: int
 
 
 def draw_tiling(state: Tiling) -> Svg:
-    """Tiles with their program ids; what lies outside the matrix is orange and marked."""
+    """Tiles with their program ids; the matrix has a bold frame, and lanes outside are orange."""
     grid_m, grid_n = state.grid
     height, width = grid_m * state.tile_rows, grid_n * state.tile_columns
     dx, dy = min(WIDTH / width, 44.0), min(HEIGHT / height, 44.0)
@@ -59,9 +60,8 @@ def draw_tiling(state: Tiling) -> Svg:
     svg.text(LEFT, TOP - 10, f"x, {state.rows} × {state.columns}", weight=650)
     below = TOP + height * dy + 22
     if state.idle:
-        svg.rect(LEFT, below - 11, 14, 14, fill="orange", opacity=0.25)
-        svg.line([(LEFT, below + 3), (LEFT + 14, below - 11)], stroke="orange", line=1.2)
-        svg.text(LEFT + 22, below, f"{state.idle:,} masked lanes, outside x", size=12)
+        svg.rect(LEFT, below - 11, 14, 14, fill="orange", opacity=0.22)
+        svg.text(LEFT + 22, below, f"{state.idle:,} masked lanes, outside the bold frame", size=12)
     else:
         svg.text(LEFT, below, "Every lane has an element: nothing to mask.", size=12)
     return svg
@@ -74,25 +74,24 @@ def _tile(svg: Svg, state: Tiling, m: int, n: int, dx: float, dy: float) -> None
     inside_n = min(state.tile_columns, state.columns - left)
     x, y = LEFT + left * dx, TOP + top * dy
     width, height = state.tile_columns * dx, state.tile_rows * dy
-    shade = 0.42 if (m + n) % 2 == 0 else 0.2
+    inside_w, inside_h = inside_n * dx, inside_m * dy
     tip = f"program ({m}, {n}): {inside_m * inside_n} elements"
-    svg.rect(x, y, inside_n * dx, inside_m * dy, fill="blue", opacity=shade, tip=tip)
-    for part_x, part_y, part_w, part_h in (
-        (x + inside_n * dx, y, width - inside_n * dx, height),
-        (x, y + inside_m * dy, inside_n * dx, height - inside_m * dy),
-    ):
-        if part_w > 0.5 and part_h > 0.5:
-            svg.rect(part_x, part_y, part_w, part_h, fill="orange", opacity=0.25)
-            svg.line(
-                [(part_x, part_y + part_h), (part_x + part_w, part_y)], stroke="orange", line=1
-            )
+    if inside_w < width or inside_h < height:
+        svg.rect(x, y, width, height, fill="paper", tip=tip)
+        svg.rect(x, y, width, height, fill="orange", opacity=0.22, tip=tip)
+        svg.rect(x, y, inside_w, inside_h, fill="paper", tip=tip)
+    shade = 0.42 if (m + n) % 2 == 0 else 0.2
+    svg.rect(x, y, inside_w, inside_h, fill="blue", opacity=shade, tip=tip)
     svg.rect(x, y, width, height, stroke="muted", line=0.8)
     label = f"({m}, {n})"
     size = min(13.0, height - 2, 1.6 * width / len(label))
-    if size >= 7:
-        svg.text(
-            x + width / 2, y + height / 2 + size / 3, label, anchor="middle", size=size, mono=True
-        )
+    if size < 7:
+        return
+    # Beside the matrix's edge, not on it.
+    roomy = inside_w > 0.7 * size * len(label), inside_h > 1.3 * size
+    middle = x + (inside_w / 2 if roomy[0] else (inside_w + width) / 2)
+    base = y + (inside_h / 2 if roomy[1] else (inside_h + height) / 2) + size / 3
+    svg.text(middle, base, label, anchor="middle", size=size, mono=True)
 
 
 def describe_tiling(state: Tiling) -> str:
@@ -121,7 +120,9 @@ who_owns_what = Lab(
     ),
     controls=(
         Slider("rows", "Rows of x", values=(1, 2, 3, 5, 7, 8, 16, 17, 19, 30), start=17),
-        Slider("columns", "Columns of x", values=(1, 3, 7, 8, 16, 20, 33, 35, 64, 100), start=33),
+        Slider(
+            "columns", "Columns of x", values=(1, 3, 7, 8, 16, 20, 33, 35, 64, 100, 128), start=33
+        ),
         Slider("tile_rows", "BLOCK_M", values=(1, 2, 4, 8, 16), start=8),
         Slider("tile_columns", "BLOCK_N", values=(4, 8, 16, 32, 64, 128), start=16),
     ),
@@ -130,3 +131,40 @@ who_owns_what = Lab(
     describe=describe_tiling,
     insight_at={"tile_rows": 1, "tile_columns": 4},
 )
+
+# For each rung: what stands above the lab, what to find out in it, and where it opens.
+RUNGS: dict[int, tuple[str, str, str, dict[str, int]]] = {
+    1: (
+        "Rung 1: a program owns a piece of a vector",
+        "Find a BLOCK_N for which 100 elements need no mask at all.",
+        "BLOCK_N = 4 divides 100, and needs 25 programs of four lanes. A GPU works with 32 lanes "
+        "at a time, so the mask is the better bargain.",
+        {"rows": 1, "columns": 100, "tile_rows": 1, "tile_columns": 64},
+    ),
+    2: (
+        "Rung 2: a program owns a row",
+        "Widen the rows to 16. What becomes of the grid while BLOCK_N stays 8?",
+        "Two programs would share a row, and neither could sum it alone: BLOCK_N must be at least "
+        "the width of a row, or the program must loop.",
+        {"rows": 5, "columns": 7, "tile_rows": 1, "tile_columns": 8},
+    ),
+    3: (
+        "Rung 3: a program owns a row, and reads it once",
+        "How many of the 128 lanes of each program hold -inf here?",
+        "28 of 128. They cost time as the others do, and exp(-inf) = 0 keeps them out of the sum.",
+        {"rows": 3, "columns": 100, "tile_rows": 1, "tile_columns": 128},
+    ),
+    4: (
+        "Rung 4: a program owns a tile",
+        "Which program owns the fewest elements, and how many?",
+        "Program (2, 2) in the corner: 3 rows and 3 columns, 9 elements for 128 lanes.",
+        {"rows": 19, "columns": 35, "tile_rows": 8, "tile_columns": 16},
+    ),
+}
+
+
+def rung(number: int) -> Any:
+    """Show the lab at one of the rungs 1 to 4."""
+    title, task, insight, values = RUNGS[number]
+    name = f"rung_{number}"
+    return replace(who_owns_what, name=name, title=title, task=task, insight=insight)(**values)

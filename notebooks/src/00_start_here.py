@@ -5,19 +5,19 @@
 #
 # You need Python and some PyTorch. You need no GPU, and no knowledge of Triton. Run the cells in order with Shift + Enter.
 
-# %% tags=["setup"]
+# %% tags=["setup", "folded"]
 import matplotlib.pyplot as plt
 import torch
 
 from course_lib import check, interpreted, progress, setup
 from course_lib.notebook.figures import show
-from course_lib.notebook.palette import BLUE, GRID, ORANGE, SKY
+from course_lib.notebook.palette import BLUE, GRID, INK, ORANGE, SKY
 from course_lib.notebook.questions import predict, reveal
 from course_lib.runtime.interpreter import OutOfBounds, UnsupportedDtype
 from course_lib.runtime.measure import time_interleaved
 from course_lib.runtime.tile import tl, triton
 from course_lib.start_here import kernels
-from course_lib.start_here.labs import who_owns_what
+from course_lib.start_here.labs import rung, who_owns_what
 from course_lib.start_here.page import needs_triton, solved, without_end
 
 setup("start_here")
@@ -80,17 +80,15 @@ def bars():
     return fig
 
 
-alt = "From adding 1 to the product, operations grow 107 times and time less than 10 times."
 assert can_be_trusted(ms)
+alt = "From adding 1 to the product, operations grow 107 times and time less than 10 times."
 reveal("slowest", "as long as the copy, within a quarter", bars(), alt)
-reveal("matmul", "less than 10 times as long, for 107 times the operations")
 
-# %%
+# %% tags=["outcome"]
 # NBVAL_CHECK_OUTPUT
 operations = 2 * 1024**3 / 20e6
-print(f"the product does {operations:.0f} times the operations of + 1")
-print("and takes less than 10 times as long:", ms["matmul"] < 10 * ms["+ 1"])
-print("+ 1 takes as long as a copy, within a quarter:", 0.75 < ms["+ 1"] / ms["copy"] < 1.25)
+assert ms["matmul"] < 10 * ms["+ 1"]
+reveal("matmul", {"Operations": f"{operations:.0f} times as many", "Time": "less than 10 times"})
 
 # %% [markdown]
 # **Arithmetic is cheap, bytes are not.** This holds on your laptop, and on a GPU more so: an H200 can do some 200 operations in 16 bits in the time in which one byte arrives. So a fast kernel is one that fetches a number once and uses it often. Everything in this course follows from that sentence.
@@ -125,7 +123,7 @@ progress()
 def add_without_mask(x_ptr, y_ptr, out_ptr, BLOCK: tl.constexpr):
     pid = tl.program_id(0)  # which program am I? 0, 1, 2, …
     offs = pid * BLOCK + tl.arange(0, BLOCK)  # my BLOCK offsets: a vector
-    x = tl.load(x_ptr + offs)  # pointer + offsets: BLOCK addresses, read at once
+    x = tl.load(x_ptr + offs)  # BLOCK addresses, read at once
     y = tl.load(y_ptr + offs)
     tl.store(out_ptr + offs, x + y)  # and BLOCK numbers written back
 
@@ -158,21 +156,22 @@ with needs_triton():
 predict("overwritten")
 
 # %% tags=["outcome"]
+# NBVAL_CHECK_OUTPUT
 with needs_triton():
     overwritten = int((neighbour != 7).sum())
     assert overwritten == 28
-    reveal("overwritten", overwritten)
-
-# %%
-# NBVAL_CHECK_OUTPUT
-with needs_triton():
-    print("out is right:          ", torch.equal(out, x + y))
-    print("elements of neighbour: ", neighbour.numel())
-    print("no longer 7:           ", int((neighbour != 7).sum()))
-    print("the first of them:     ", neighbour[:3].tolist())
+    values = ", ".join(f"{value:.0f}" for value in neighbour[:3].tolist())
+    reveal(
+        "overwritten",
+        {
+            "`out` is right": torch.equal(out, x + y),
+            "`neighbour`, no longer 7": f"{overwritten} of {neighbour.numel()} elements",
+            "Its first three": values,
+        },
+    )
 
 # %% [markdown]
-# The answer is right, no error was raised, and a tensor that the kernel never heard of is damaged. On a GPU you would meet this an hour later, as a loss that turns NaN somewhere else.
+# The result is right, no error was raised, and a tensor that the kernel never heard of is damaged. On a GPU you would meet this an hour later, as a loss that turns NaN somewhere else.
 #
 # In this course kernels run under a **guarded interpreter** when there is no GPU, and wherever you ask for it with `with interpreted():`. It knows where each tensor ends. Here is the same launch with the tensors themselves:
 
@@ -248,7 +247,7 @@ check(masked_add)
 # | shared memory, one for each of 132 multiprocessors | up to 227 KB, several times faster | Triton's workspace: operands of `tl.dot`, exchange between lanes |
 # | registers, likewise | 256 KB, as fast as the arithmetic | every value in a kernel: `offs`, `x`, an accumulator |
 #
-# So a program should fetch a **tile**, a block that fits into the fast memory, do with it all there is to do, and write one result. The size of the tile decides how often the same number must be fetched. The lab below shows which program owns which tile. Its sentence tells you in words what the picture shows.
+# So a program should fetch a **tile**, a block that fits into the fast memory, do with it all there is to do, and write one result. The size of the tile decides how often the same number must be fetched. The lab below shows which program owns which tile, and how many lanes own nothing.
 
 # %%
 who_owns_what()
@@ -259,7 +258,7 @@ who_owns_what()
 # You have written it: one axis of tiles, `program id × BLOCK + lanes`, one mask. It is the first exercise of a kernel in [the exercise notebook](../exercises/00_start_here.ipynb), where you may paste it in. The five rungs are graded there. Each is one edit away from the one before, whose solution stands folded at the head of the next.
 
 # %%
-who_owns_what(rows=1, columns=100, tile_rows=1, tile_columns=64)
+rung(1)
 
 # %% [markdown]
 # ## Rung 2: the sum of each row
@@ -271,7 +270,7 @@ solved("Rung 1: add", kernels.add_kernel)
 # Two things change. A program owns a **row**, so its lanes are the columns of that row. And the lanes are added up: `tl.sum(x, axis=0)` makes one number of a vector. The lanes must be a power of two, so a row of 7 takes 8.
 
 # %%
-who_owns_what(rows=5, columns=7, tile_rows=1, tile_columns=8)
+rung(2)
 
 # %% [markdown]
 # Where does a row begin? A tensor's **stride** is the distance, in elements, between neighbours along an axis. It is not always the width:
@@ -320,7 +319,7 @@ solved("Rung 2: the sum of each row", kernels.row_sum_kernel)
 # One row has two reductions now, and a masked lane must disturb neither. What leaves a maximum alone is not what leaves a sum alone.
 
 # %%
-who_owns_what(rows=3, columns=100, tile_rows=1, tile_columns=128)
+rung(3)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -346,7 +345,7 @@ solved("Rung 3: the softmax of each row", kernels.row_softmax_kernel)
 # With both strides in the address, a transposed matrix costs nothing: `x.t()` is the same memory with its strides exchanged.
 
 # %%
-who_owns_what(rows=19, columns=35, tile_rows=8, tile_columns=16)
+rung(4)
 
 # %% [markdown]
 # *Ragged* means that the edges do not divide. A lane is inside only if its row **and** its column are: `(offs_m < M)[:, None] & (offs_n < N)[None, :]`. Mask the rows alone, and a lane past the last column reads the beginning of the next row.
@@ -370,20 +369,23 @@ solved("Rung 4: a ragged copy", kernels.copy_kernel)
 
 # %% tags=["folded"]
 def draw_product():
-    fig, axis = plt.subplots(figsize=(6.4, 3.6))
-    corners = {"b  [K, N]": (5, 5, 4, 4), "a  [M, K]": (0, 0, 4, 4), "out  [M, N]": (5, 0, 4, 4)}
-    for name, (x, y, width, height) in corners.items():
-        axis.add_patch(plt.Rectangle((x, y), width, height, facecolor="none", edgecolor="black"))
-        axis.text(x, y + height + 0.12, name)
+    fig, axis = plt.subplots(figsize=(7.2, 3.6))
     for k in range(4):
-        color = ORANGE if k == 1 else GRID
-        axis.add_patch(plt.Rectangle((k, 2), 1, 1, facecolor=color, edgecolor="white"))
-        axis.add_patch(plt.Rectangle((7, 8 - k), 1, 1, facecolor=color, edgecolor="white"))
-    axis.text(1.5, 2.5, "step 1", ha="center", va="center", fontsize=8)
-    axis.text(7.5, 7.5, "step 1", ha="center", va="center", fontsize=8)
+        for x, y in ((k, 2), (7, 8 - k)):
+            fill = ORANGE if k == 1 else GRID
+            axis.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=fill, edgecolor="white"))
+            label = {"ha": "center", "va": "center", "color": "white" if k == 1 else INK}
+            axis.text(x + 0.5, y + 0.5, f"{k}", **label)
+    for name, x, y in (("b  [K, N]", 5, 5), ("a  [M, K]", 0, 0), ("out  [M, N]", 5, 0)):
+        axis.add_patch(plt.Rectangle((x, y), 4, 4, facecolor="none", edgecolor=INK, lw=1.4))
+        axis.text(x, y + 4.15, name)
     axis.add_patch(plt.Rectangle((7, 2), 1, 1, facecolor=SKY, edgecolor=BLUE))
-    axis.text(7.5, 2.5, "(1, 2)", ha="center", va="center", fontsize=8)
-    axis.set(xlim=(-0.2, 9.4), ylim=(-0.3, 9.8), aspect="equal")
+    axis.text(7.5, 2.5, "acc", ha="center", va="center")
+    steps = "Program (1, 2), step 1 of 0 to 3:\n\n1. load tile 1 of a's band\n2. load tile 1 of b's band"
+    axis.text(
+        10.4, 6.2, f"{steps}\n3. acc = tl.dot(a, b, acc)\n\nAfter step 3: store acc.", va="center"
+    )
+    axis.set(xlim=(-0.2, 18), ylim=(-0.3, 9.8), aspect="equal")
     axis.axis("off")
     return fig
 
