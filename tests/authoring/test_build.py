@@ -147,7 +147,7 @@ def test_a_notebook_that_is_too_large_is_refused(small: Path):
 def test_slugs_choose_masters(small: Path):
     assert len(find_masters(small)) == 2
     assert find_masters(small, ["small_chapter"]) == find_masters(small, [SLUG])
-    with pytest.raises(BuildError, match="no master for 'other'. Masters: 01_small_chapter"):
+    with pytest.raises(BuildError, match=r"no master for 'other'. Masters: 01_small_chapter"):
         find_masters(small, ["other"])
     assert builder.main(small, ["other"], check_only=False) == 2
 
@@ -180,7 +180,7 @@ def test_repository_stamps_badge_and_bootstrap(small: Path):
 
 def test_badge_needs_github():
     assert colab_badge("", "notebooks/a.ipynb") == ""
-    with pytest.raises(ValueError, match="expected https://github.com/owner/name"):
+    with pytest.raises(ValueError, match=r"expected https://github.com/owner/name"):
         colab_badge("https://example.org/owner/name", "notebooks/a.ipynb")
 
 
