@@ -77,7 +77,7 @@ UNSPECIALIZED = ["Hq", "Tq", "Tk"] + [
 ]
 
 
-# ---- tile arithmetic: no pointers below this line ------------------------------------------
+# ---- tile arithmetic: no pointers here -----------------------------------------------------
 
 
 @triton.jit
@@ -125,7 +125,7 @@ def tile_pointers(tile_ptr, stride_t, ALIGN, BLOCK_T: tl.constexpr, BLOCK_D: tl.
     offs_d = tl.arange(0, BLOCK_D)
     # The compiler cannot see that every row begins at a multiple of ALIGN bytes. Told so, it
     # reads 16 bytes at a time also where D is 72 or 80.
-    return tl.multiple_of(tile_ptr + offs_t[:, None] * stride_t + offs_d[None, :], (ALIGN, ALIGN))
+    return tl.multiple_of(tile_ptr + offs_t[:, None] * stride_t + offs_d[None, :], (1, ALIGN))
 
 
 @triton.jit

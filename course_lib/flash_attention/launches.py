@@ -54,6 +54,7 @@ BLOCK_DS = (16, 32, 64, 128, 256)
 
 # kernel → (architecture, bytes an element) → for each of BLOCK_DS (BLOCK_M, BLOCK_N, num_warps,
 # num_stages). On sm_75, where Triton multiplies without tensor cores, 256 would spill kilobytes.
+# sm_89 and sm_120 have the registers and the shared memory of sm_86, and use its rows.
 # fmt: off
 TABLE: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int] | None]]] = {
     "fwd": {
@@ -63,8 +64,6 @@ TABLE: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int] | None]]] 
         (80, 4): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (64, 32, 8, 2), (32, 16, 8, 1)],
         (86, 2): [(128, 128, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3), (64, 32, 8, 2)],
         (86, 4): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (16, 32, 8, 1), (16, 16, 8, 1)],
-        (89, 2): [(128, 128, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3), (64, 32, 8, 2)],
-        (89, 4): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (16, 32, 8, 1), (16, 16, 8, 1)],
         (90, 2): [(128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 2)],
         (90, 4): [(64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 16, 8, 2), (16, 16, 8, 1)],
         (100, 2): [(128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 4, 3), (128, 128, 8, 2), (128, 32, 8, 2)],
@@ -77,8 +76,6 @@ TABLE: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int] | None]]] 
         (80, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1)],
         (86, 2): [(64, 128, 8, 3), (64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2), (32, 32, 8, 1)],
         (86, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)],
-        (89, 2): [(64, 128, 8, 3), (64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2), (32, 32, 8, 1)],
-        (89, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)],
         (90, 2): [(64, 128, 8, 2), (64, 128, 8, 2), (64, 128, 8, 2), (32, 128, 8, 2), (32, 32, 8, 1)],
         (90, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1)],
         (100, 2): [(64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2), (64, 128, 8, 2), (32, 64, 8, 2)],
@@ -91,8 +88,6 @@ TABLE: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int] | None]]] 
         (80, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 2), (16, 16, 8, 2)],
         (86, 2): [(128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 2), (64, 32, 8, 1)],
         (86, 4): [(32, 64, 4, 2), (32, 32, 4, 1), (32, 32, 8, 1), (16, 32, 8, 2), (16, 16, 8, 2)],
-        (89, 2): [(128, 64, 8, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 2), (64, 32, 8, 1)],
-        (89, 4): [(32, 64, 4, 2), (32, 32, 4, 1), (32, 32, 8, 1), (16, 32, 8, 2), (16, 16, 8, 2)],
         (90, 2): [(128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 32, 8, 2)],
         (90, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1), (16, 16, 8, 2)],
         (100, 2): [(128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 4, 2), (128, 64, 8, 2), (64, 64, 8, 1)],
@@ -126,15 +121,15 @@ def table_architecture(capability: tuple[int, int]) -> int | None:
     """Which rows of the table a GPU of this compute capability uses; None where it has none.
 
     GPUs that are not listed use the rows of the closest relative with as much shared memory or
-    less: sm_87 those of sm_86, sm_103 those of sm_100, sm_120 (99 KB, as sm_89) those of sm_89.
+    less: sm_89 and sm_120 those of sm_86 (99 KB), sm_103 those of sm_100.
     """
     major, minor = capability
     version = 10 * major + minor
     if version < 75:
         return None
     if version >= 110:
-        return 89
-    return max(arch for arch in (75, 80, 86, 89, 90, 100) if arch <= version)
+        return 86
+    return max(arch for arch in (75, 80, 86, 90, 100) if arch <= version)
 
 
 def launch_config(kernel: str, arch: int | None, head_dim: int, itemsize: int) -> LaunchConfig:
@@ -195,7 +190,8 @@ def kernel_launch(
     function = getattr(kernels, f"flash_attention_{kernel}_kernel")
     itemsize = 4 if dtype == "fp32" else 2
     if config is None:
-        config = launch_config(kernel, arch, head_dim, itemsize)
+        rows = table_architecture(divmod(arch, 10))
+        config = launch_config(kernel, rows, head_dim, itemsize)
     constexprs = {
         "GROUP": group,
         "CAUSAL": causal,
@@ -228,6 +224,8 @@ def _launches() -> Iterator[Launch]:
                     continue
                 for causal in (False, True):
                     yield kernel_launch(kernel, arch, head_dim, dtype, causal=causal, group=1)
+                    if (arch, itemsize) == (86, 2):
+                        yield kernel_launch(kernel, 89, head_dim, dtype, causal=causal, group=1)
     # What the rows above do not show: padded head dimensions, grouped heads, the other half dtype.
     for arch in (80, 89, 90, 100):
         for kernel in TABLE:

@@ -423,6 +423,9 @@ def _assembler_log(ptx: str, arch: int) -> str:
     return log
 
 
+_LAUNCHES_A_SAVE = 10
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile what changed in the given modules, and write their tables."""
     parser = argparse.ArgumentParser(prog="python -m course_lib.runtime.crosscompile")
@@ -432,10 +435,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = 0
     for name in options.modules:
         module = importlib.import_module(name)
-        path = Path(module.COMPILED_TABLE)
-        gate = check_launches(module.LAUNCHES, read_table(path), deep=options.deep, report=print)
+        path, launches = Path(module.COMPILED_TABLE), list(module.LAUNCHES)
+        table = {} if options.deep else read_table(path)
+        # Written every few launches, so that a run that is interrupted goes on where it was.
+        for start in range(0, len(launches), _LAUNCHES_A_SAVE):
+            part = check_launches(launches[start : start + _LAUNCHES_A_SAVE], table, report=print)
+            table |= part.table
+            write_table(path, table)
+        gate = check_launches(launches, table)
         write_table(path, gate.table)
-        print(f"{name}: {len(gate.results)} launches, {len(gate.compiled)} compiled")
+        print(f"{name}: {len(gate.results)} of {len(launches)} launches compile")
         for failure in gate.failures:
             status = 1
             print(f"  {failure}")

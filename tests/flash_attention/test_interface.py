@@ -75,13 +75,13 @@ def test_triton_runs_triton_or_raises():
         with pytest.raises(TypeError, match=r"must be fp16, bf16 or fp32 .* got torch.float64"):
             flash_attention(*tensors(dtype=torch.float64), implementation="triton")
         for D in (8, 257):
-            shapes = {"q": (1, 4, 5, D), "k": (1, 2, 7, D)}
+            q, k, v = tensors(q=(1, 4, 5, D), k=(1, 2, 7, D))
             with pytest.raises(ValueError, match=rf"head dimension of 16 to 256 .* got {D}"):
-                flash_attention(*tensors(**shapes), implementation="triton")
-            assert flash_attention(*tensors(**shapes)).shape == (1, 4, 5, D)
-        many = {"q": (65536, 1, 0, 16), "k": (65536, 1, 0, 16)}
+                flash_attention(q, k, v, implementation="triton")
+            assert flash_attention(q, k, v).shape == (1, 4, 5, D)
+        many = tensors(q=(65536, 1, 0, 16), k=(65536, 1, 0, 16))
         with pytest.raises(ValueError, match=r"at most 65535 sequences and heads"):
-            flash_attention(*tensors(**many), implementation="triton")
+            flash_attention(*many, implementation="triton")
 
 
 @needs_triton
@@ -93,8 +93,8 @@ def test_dispatch_on_cpu(implementation, launches):
 
 
 def test_the_launch_table_covers_every_gpu_and_head_dimension():
-    wanted = {(7, 0): None, (7, 5): 75, (8, 0): 80, (8, 6): 86, (8, 7): 86, (8, 9): 89}
-    wanted |= {(9, 0): 90, (10, 0): 100, (10, 3): 100, (11, 0): 89, (12, 0): 89, (12, 1): 89}
+    wanted = {(7, 0): None, (7, 5): 75, (8, 0): 80, (8, 6): 86, (8, 7): 86, (8, 9): 86}
+    wanted |= {(9, 0): 90, (10, 0): 100, (10, 3): 100, (11, 0): 86, (12, 0): 86, (12, 1): 86}
     for capability, arch in wanted.items():
         assert table_architecture(capability) == arch, capability
         for kernel in ("fwd", "bwd_preprocess", "bwd_dkdv", "bwd_dq"):
