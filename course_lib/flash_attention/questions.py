@@ -196,7 +196,8 @@ RECALL = (
         id="flash_attention.kv_traffic",
         prompt=(
             "Attention forward, not causal: N = {n:,}, D = 64, 2 bytes a number, "
-            "BLOCK_M = {block}, no help from the L2 cache. How many MB of K and V does one head read?"
+            "BLOCK_M = {block}, no help from the L2 cache. How many MB of K and V does one head "
+            "read?"
         ),
         numbers=_traffic_numbers,
         answer=lambda n, block: (n // block) * 2 * n * 64 * 2 / 1e6,

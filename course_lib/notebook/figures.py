@@ -45,7 +45,7 @@ def style(**changes: Any) -> Iterator[None]:
     import matplotlib as mpl
 
     named = {key.replace(".", "_"): key for key in mpl.rcParams}
-    extra = {named.get(key, key): value for key, value in changes.items()}
+    extra: Any = {named.get(key, key): value for key, value in changes.items()}
     with mpl.rc_context(fname=STYLE_FILE, rc=extra):
         yield
 
@@ -102,9 +102,35 @@ def explore(fig: Any, still: Figure, alt: str) -> None:
 
 def explore_card(fig: Any, still: Figure, alt: str) -> Card:
     """The card that `explore` shows."""
-    spec = json.loads(fig.to_json())
-    spec.setdefault("config", {}).update({"displaylogo": False, "responsive": True})
+    import plotly.graph_objects as go
+
+    styled = go.Figure(fig)
+    # Assigned, since an update would merge it into plotly's own template.
+    styled.layout.template = _plotly_template()
+    spec = json.loads(styled.to_json() or "{}")
+    spec["config"] = {"displaylogo": False, "responsive": True}
     return Card(_said(alt), figure_html(still, alt), extra={"application/vnd.plotly.v1+json": spec})
+
+
+def _plotly_template() -> dict[str, Any]:
+    """The course's style for plotly; like the stills it is a light card in either theme."""
+    from course_lib.notebook.palette import CYCLE, GRID, INK, MUTED, PAPER
+
+    axis = {"gridcolor": GRID, "linecolor": MUTED, "showline": True, "zeroline": False}
+    return {
+        "layout": {
+            "colorway": list(CYCLE),
+            "font": {"color": INK, "family": "system-ui, sans-serif", "size": 13},
+            "height": 380,
+            "hovermode": "closest",
+            "margin": {"l": 64, "r": 24, "t": 48, "b": 52},
+            "paper_bgcolor": PAPER,
+            "plot_bgcolor": PAPER,
+            "title": {"x": 0.02, "font": {"size": 15}},
+            "xaxis": axis,
+            "yaxis": axis,
+        }
+    }
 
 
 def source(obj: Any, lines: tuple[int, int] | None = None) -> None:

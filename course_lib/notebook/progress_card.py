@@ -28,7 +28,7 @@ def progress_data() -> dict[str, Any]:
         id of the exercise to do next, or None; `review_due`, how many recall questions are due;
         `store`, where the record is kept.
     """
-    from course_lib.notebook.questions import review_times
+    from course_lib.notebook.review import review_times
 
     standings = store.standings()
     listed = []
