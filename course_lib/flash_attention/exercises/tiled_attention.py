@@ -298,7 +298,7 @@ EXERCISE = Exercise(
         peak_bytes=lambda data: 4 * 5 * max(data[name].numel() for name in "qkv"),
     ),
     forbids=("aten::_softmax", "aten::scaled_dot_product_attention"),
-    unlocks=("flash_blanks", "causal_tiles"),
+    unlocks=("first_flash", "causal_tiles"),
     usual_failures=(
         "forgets to rescale the accumulator, since row_sum was the exercise before",
         "keeps row_max as [block_m] and broadcasts it along the wrong dimension",
