@@ -52,7 +52,7 @@ def remembered() -> Iterator[None]:
         key = exercise.id, exercise.harness, id(answer), case.name, seed
         if key not in outcomes:
             # The answer is kept as well, so that its id is not given to another.
-            outcomes[key] = outcome_of(exercise, answer, case, seed), answer
+            outcomes[key] = really_run(exercise, answer, case, seed), answer
         return outcomes[key][0]
 
     def remembered_expected(exercise, case, seed):
