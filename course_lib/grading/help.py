@@ -302,16 +302,25 @@ def needed_above(above: str, cell: str) -> str:
     Demonstrations, checks and the call of `setup` are left out, so that plugging in an answer
     runs nothing else of its notebook.
     """
-    lines = above.splitlines()
+    statements = ast.parse(above).body
     needed = _names(ast.parse(cell))
-    kept: list[str] = []
-    for statement in reversed(ast.parse(above).body):
-        if _binds(statement) & needed:
-            decorators = getattr(statement, "decorator_list", [])
-            first = min([statement.lineno, *(each.lineno for each in decorators)])
-            kept.append("\n".join(lines[first - 1 : statement.end_lineno]))
-            needed |= _names(statement)
-    return "\n".join(reversed(kept))
+    kept: set[int] = set()
+    # A function may use a name that is defined below it, so go round until nothing is added.
+    while more := {
+        number
+        for number, statement in enumerate(statements)
+        if number not in kept and _binds(statement) & needed
+    }:
+        kept |= more
+        needed |= set().union(*(_names(statements[number]) for number in more))
+    lines = above.splitlines()
+    return "\n".join(_text_of(statements[number], lines) for number in sorted(kept))
+
+
+def _text_of(statement: ast.stmt, lines: list[str]) -> str:
+    decorators = getattr(statement, "decorator_list", [])
+    first = min([statement.lineno, *(each.lineno for each in decorators)])
+    return "\n".join(lines[first - 1 : statement.end_lineno])
 
 
 def _names(tree: ast.AST) -> set[str]:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ CREATE INDEX IF NOT EXISTS attempt_by_exercise ON attempt (exercise, id);
 
 LONGEST_PAUSE = 1800.0
 """Seconds between two checks that count as work at most."""
+
+PATIENCE = 5.0
+"""Seconds to wait while another notebook writes."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def store_path() -> Path:
 @contextmanager
 def _store() -> Iterator[sqlite3.Connection]:
     store_path().parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(store_path(), timeout=5.0)) as connection:
+    with closing(sqlite3.connect(store_path(), timeout=PATIENCE)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.executescript(SCHEMA)
         with connection:
@@ -109,14 +112,29 @@ def _attempt(verb: str, action: Callable[[sqlite3.Connection], Any], otherwise: 
 
 def _is_damage(error: sqlite3.Error) -> bool:
     """Whether the file itself is broken; a locked or unreadable one is not."""
-    return error.sqlite_errorcode in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    code = getattr(error, "sqlite_errorcode", None)
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _is_whole() -> bool:
+    """Whether the store can be read now. Another process may have set the broken one aside."""
+    try:
+        with closing(sqlite3.connect(store_path(), timeout=PATIENCE)) as connection:
+            return connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    except sqlite3.DatabaseError:
+        return False
 
 
 def _set_aside(error: sqlite3.Error) -> None:
     """Move a damaged store away under a name that says so; nothing of it is deleted."""
-    damaged = store_path().with_name(
-        f"{store_path().name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    if _is_whole():
+        return
+    name = f"{store_path().name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    damaged = store_path().with_name(name)
+    for number in count(2):
+        if not damaged.exists():
+            break
+        damaged = store_path().with_name(f"{name}-{number}")
     for suffix in ("", "-wal", "-shm"):
         with suppress(FileNotFoundError):
             os.replace(f"{store_path()}{suffix}", f"{damaged}{suffix}")
@@ -229,7 +247,6 @@ def chapters_begun() -> dict[str, float]:
         "UNION ALL SELECT question, at FROM recall"
     )
     begun: dict[str, float] = {}
-    for name, at in rows:
-        chapter = name.split(".")[0]
-        begun[chapter] = min(at, begun.get(chapter, at))
+    for name, at in sorted(rows, key=lambda row: row[1]):
+        begun.setdefault(name.split(".")[0], at)
     return begun
