@@ -182,7 +182,7 @@ def _progress(arguments: argparse.Namespace) -> int:
 
 
 def _review(arguments: argparse.Namespace) -> int:
-    from course_lib.notebook.questions import review
+    from course_lib.notebook.review import review
 
     return review()
 

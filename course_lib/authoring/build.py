@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -56,6 +57,8 @@ FOLDERS: dict[Target, str] = {
     "exercise": "exercises",
 }
 SOURCES: dict[Kind, str] = {"chapter": "notebooks/src", "solution": "solutions/src"}
+# What a linter or a type checker is told in a master says nothing to a learner.
+_PRAGMA = re.compile(r"[ \t]*# (?:noqa\b|fmt: |type: ignore|pyright: )[^\n]*", re.MULTILINE)
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SOLUTION_NOTE = (
     "> **These are the solutions.** Each is the idea in its smallest honest form; `course_lib` "
@@ -153,6 +156,8 @@ def generate(master: Master, target: Target, repository: str = "") -> NotebookNo
                 raise master.error(cell, str(error), error.line - 1) from None
         elif "setup" in cell.tags:
             source = f"{bootstrap_text(repository)}\n\n{source}"
+        if cell.kind == "code":
+            source = _PRAGMA.sub("", source)
         if not cells:
             source = _with_header(source, master, target, repository)
         new = new_code_cell if cell.kind == "code" else new_markdown_cell
@@ -224,7 +229,8 @@ def execute(notebook: NotebookNode, source: str) -> None:
             coalesce_streams=True,
         )
         try:
-            client.execute(env=kernel_environment(folder))
+            # The kernel's own warnings on stderr are not the author's.
+            client.execute(env=kernel_environment(folder), stderr=subprocess.DEVNULL)
         except CellExecutionError as error:
             where = _failed_cell(notebook)
             trace = "\n".join(_plain(str(error)).rstrip().splitlines()[-25:])

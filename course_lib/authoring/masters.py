@@ -129,7 +129,9 @@ def read_master(path: Path, kind: Kind) -> Master:
             raise MasterError(path, index, cursor + 1, "Text stands before the first '# %%' line.")
         count = len(raw.source.splitlines())
         first = start + 1
-        while raw.cell_type == "code" and first < len(lines) and not lines[first].strip():
+        # jupytext drops blank lines above a cell's text, some versions all, some none.
+        blank_above = raw.source.startswith("\n")
+        while first < len(lines) and not lines[first].strip() and count and not blank_above:
             first += 1
         cursor = first + count if count else start + 1
         cells.append(_cell(path, index, first + 1 if count else start + 1, raw))

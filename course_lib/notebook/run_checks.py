@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +117,9 @@ def run_checks(path: Path, *, env: dict[str, str] | None = None) -> Report:
             resources={"metadata": {"path": str(path.resolve().parent)}},
         )
         try:
-            client.execute(env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **(env or {})})
+            kernel_env = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **(env or {})}
+            # The kernel's own warnings on stderr are not the learner's.
+            client.execute(env=kernel_env, stderr=subprocess.DEVNULL)
         except CellTimeoutError:
             report.stopped = f"A cell ran longer than {CELL_TIMEOUT} s."
         except DeadKernelError:

@@ -17,6 +17,7 @@ CHAPTER = """\
 # A puzzle.
 
 # %% tags=["setup"]
+import json  # noqa: F401
 import os
 
 SETUP = 'setup("small_chapter")'

@@ -25,6 +25,7 @@ def test_chapter_is_executed_folded_and_clean(built: Path):
     assert [cell.id for cell in notebook.cells] == [f"{SLUG}-{i:03d}" for i in range(6)]
     first = notebook.cells[1]
     assert first.source.startswith(bootstrap_text(""))
+    assert first.source.splitlines()[-4] == "import json"
     outcome = notebook.cells[3]
     assert outcome.metadata == {"jupyter": {"source_hidden": True}}
     assert outcome.outputs[0].text == "gpus: ''\nhome has 0 files\n"

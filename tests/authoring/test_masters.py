@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from course_lib.authoring.masters import MasterError, lint_master, read_master
+from course_lib.authoring.masters import Kind, MasterError, lint_master, read_master
 
 SETUP = '# %% tags=["setup"]\nfrom course_lib import setup\n\nsetup("small_chapter")\n'
 
@@ -26,7 +26,8 @@ def solution(root: Path, change: tuple[str, str]):
 
 
 def test_the_sample_masters_are_fine(small: Path):
-    for folder, kind in (("notebooks", "chapter"), ("solutions", "solution")):
+    folders: list[tuple[str, Kind]] = [("notebooks", "chapter"), ("solutions", "solution")]
+    for folder, kind in folders:
         master = read_master(small / folder / "src" / "01_small_chapter.py", kind)
         assert lint_master(master) == []
 
@@ -35,13 +36,13 @@ def test_cells_know_their_lines(small: Path):
     master = chapter(
         small,
         "# ---\n# jupyter:\n#   jupytext: {a: b}\n# ---\n\n"
-        '# %% [markdown]\n# # T\n\n# %%\n\n"""\n# %% no cell\n"""\n'
+        '# %% [markdown]\n# # T\n\n# %%\n"""\n# %% no cell\n"""\n'
         "a = 1\n\n\n# %%\nb = 2\n",
     )
     assert [(cell.line, cell.source.splitlines()[0]) for cell in master.cells] == [
         (7, "# T"),
-        (11, '"""'),
-        (18, "b = 2"),
+        (10, '"""'),
+        (17, "b = 2"),
     ]
 
 
