@@ -60,7 +60,7 @@ def draw_tiling(state: Tiling) -> Svg:
     svg.text(LEFT, TOP - 10, f"x, {state.rows} × {state.columns}", weight=650)
     below = TOP + height * dy + 22
     if state.idle:
-        svg.rect(LEFT, below - 11, 14, 14, fill="orange", opacity=0.22)
+        svg.rect(LEFT, below - 11, 14, 14, fill="orange", opacity=0.32)
         svg.text(LEFT + 22, below, f"{state.idle:,} masked lanes, outside the bold frame", size=12)
     else:
         svg.text(LEFT, below, "Every lane has an element: nothing to mask.", size=12)
@@ -78,7 +78,7 @@ def _tile(svg: Svg, state: Tiling, m: int, n: int, dx: float, dy: float) -> None
     tip = f"program ({m}, {n}): {inside_m * inside_n} elements"
     if inside_w < width or inside_h < height:
         svg.rect(x, y, width, height, fill="paper", tip=tip)
-        svg.rect(x, y, width, height, fill="orange", opacity=0.22, tip=tip)
+        svg.rect(x, y, width, height, fill="orange", opacity=0.32, tip=tip)
         svg.rect(x, y, inside_w, inside_h, fill="paper", tip=tip)
     shade = 0.42 if (m + n) % 2 == 0 else 0.2
     svg.rect(x, y, inside_w, inside_h, fill="blue", opacity=shade, tip=tip)
