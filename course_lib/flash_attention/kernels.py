@@ -36,7 +36,7 @@ What it costs, for one head with Tq = Tk = T and e bytes an element
     faster than it reads.
 
 Axis legend
-    B   batch                      Hq, Hkv   query heads, key/value heads; GROUP = Hq // Hkv
+    B   batch                      Hq, Hkv   query heads, key/value heads; Hq // Hkv share one
     Tq  queries                    Tk        keys and values
     D   head dimension             BLOCK_D   D, rounded up to a power of two
     BLOCK_M  queries a tile        BLOCK_N   keys a tile
@@ -70,7 +70,7 @@ LN2 = tl.constexpr(0.6931471805599453)  # log(2)
 
 # Triton would compile a kernel anew for a length or stride that happens to be 1 or a multiple of
 # 16. Lengths change from call to call, and what strides are good for, ALIGN says.
-UNSPECIALIZED = ["Hq", "Tq", "Tk"] + [
+UNSPECIALIZED = ["Hq", "Hkv", "Tq", "Tk"] + [
     f"stride_{tensor}{axis}"
     for tensor in ("q", "k", "v", "o", "do", "dq", "dk", "dv")
     for axis in "bht"
@@ -198,10 +198,10 @@ def flash_attention_fwd_kernel(
     stride_oh,
     stride_ot,
     Hq,
+    Hkv,
     Tq,
     Tk,
     scale_log2,  # softmax scale * log2(e)
-    GROUP: tl.constexpr,
     CAUSAL: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
@@ -219,7 +219,7 @@ def flash_attention_fwd_kernel(
     start_m = block_m * BLOCK_M
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    kv_head = head // GROUP
+    kv_head = head // (Hq // Hkv)
 
     first_row = start_m.to(tl.int64)
     q_ptr += batch * stride_qb + head * stride_qh + first_row * stride_qt
@@ -347,11 +347,12 @@ def flash_attention_bwd_dkdv_kernel(
     stride_dvh,
     stride_dvt,
     Hq,
+    Hkv,
     Tq,
     Tk,
     scale,
     scale_log2,
-    GROUP: tl.constexpr,
+    GROUPED: tl.constexpr,
     CAUSAL: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
@@ -388,8 +389,10 @@ def flash_attention_bwd_dkdv_kernel(
         masked = tl.maximum(0, start_n + BLOCK_N - 1 - (Tk - Tq)) - begin
         unmasked_begin = begin + (masked + BLOCK_M - 1) // BLOCK_M * BLOCK_M
 
-    for group in range(GROUP):
-        head = kv_head * GROUP + group
+    # Known to be 1, the loop over heads costs no registers, and the tiles can be larger.
+    group = Hq // Hkv if GROUPED else 1
+    for head_of_group in range(group):
+        head = kv_head * group + head_of_group
         row = tl.cast(begin, tl.int64)
         q_tile_ptr = q_ptr + batch * stride_qb + head * stride_qh + row * stride_qt
         do_tile_ptr = do_ptr + batch * stride_dob + head * stride_doh + row * stride_dot
@@ -454,11 +457,11 @@ def flash_attention_bwd_dq_kernel(
     stride_dqh,
     stride_dqt,
     Hq,
+    Hkv,
     Tq,
     Tk,
     scale,
     scale_log2,
-    GROUP: tl.constexpr,
     CAUSAL: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
@@ -475,7 +478,7 @@ def flash_attention_bwd_dq_kernel(
     start_m = block_m * BLOCK_M
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    kv_head = head // GROUP
+    kv_head = head // (Hq // Hkv)
 
     first_row = start_m.to(tl.int64)
     q_ptr += batch * stride_qb + head * stride_qh + first_row * stride_qt

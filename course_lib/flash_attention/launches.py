@@ -81,6 +81,18 @@ TABLE: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int] | None]]] 
         (100, 2): [(64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 2), (64, 128, 8, 2), (32, 64, 8, 2)],
         (100, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1)],
     },
+    "bwd_dkdv_grouped": {
+        (75, 2): [(32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1), None],
+        (75, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), None],
+        (80, 2): [(64, 128, 8, 3), (64, 128, 8, 3), (64, 128, 8, 3), (64, 64, 8, 1), (32, 32, 8, 1)],
+        (80, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1)],
+        (86, 2): [(64, 128, 8, 3), (64, 128, 8, 3), (64, 128, 8, 2), (64, 64, 8, 1), (32, 32, 8, 1)],
+        (86, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)],
+        (90, 2): [(64, 128, 8, 2), (64, 128, 8, 2), (64, 128, 8, 2), (32, 64, 8, 2), (32, 32, 8, 1)],
+        (90, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1)],
+        (100, 2): [(64, 64, 4, 2), (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 8, 1), (32, 32, 8, 1)],
+        (100, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 32, 8, 1)],
+    },
     "bwd_dq": {
         (75, 2): [(32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 8, 1), None],
         (75, 4): [(32, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1), None],
@@ -97,13 +109,20 @@ TABLE: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int] | None]]] 
 # fmt: on
 
 # Bytes a thread that may spill after all, by (kernel, architecture, bytes an element, BLOCK_D).
-ADMITTED_SPILLS = {("bwd_dq", 75, 4, 128): 8}
+ADMITTED_SPILLS = {
+    ("bwd_dq", 75, 4, 128): 8,
+    # A few scalars of the loop over heads.
+    ("bwd_dkdv_grouped", 80, 2, 64): 48,
+    ("bwd_dkdv_grouped", 86, 2, 64): 48,
+    ("bwd_dkdv_grouped", 89, 2, 64): 48,
+}
 
 # On CPU, under the interpreter: few programs and few steps, each as large as NumPy likes, but
 # small and unequal enough that a short sequence still has several ragged blocks.
 INTERPRETED = {
     "fwd": LaunchConfig(64, 32, 4, 1),
     "bwd_dkdv": LaunchConfig(32, 64, 4, 1),
+    "bwd_dkdv_grouped": LaunchConfig(32, 64, 4, 1),
     "bwd_dq": LaunchConfig(64, 32, 4, 1),
 }
 PREPROCESS = LaunchConfig(BLOCK_M=64, BLOCK_N=0, num_warps=4, num_stages=1)
@@ -136,7 +155,8 @@ def launch_config(kernel: str, arch: int | None, head_dim: int, itemsize: int) -
     """Look up one kernel's configuration.
 
     Args:
-        kernel: "fwd", "bwd_preprocess", "bwd_dkdv" or "bwd_dq".
+        kernel: "fwd", "bwd_preprocess", "bwd_dkdv", "bwd_dkdv_grouped" (several query heads a kv
+            head) or "bwd_dq".
         arch: What :func:`table_architecture` gave; None under the interpreter.
         head_dim: D, in elements.
         itemsize: Bytes an element: 2 or 4.
@@ -167,7 +187,7 @@ def signature_of(kernel: Any, dtype: str) -> dict[str, str]:
             types[name] = f"*{dtype}"
         elif name.startswith("scale"):
             types[name] = "fp32"
-        elif name.startswith("stride_") or name in ("Hq", "Tq", "Tk"):
+        elif name.startswith("stride_") or name in ("Hq", "Hkv", "Tq", "Tk"):
             types[name] = "i32"
     return types
 
@@ -179,7 +199,6 @@ def kernel_launch(
     dtype: str,
     *,
     causal: bool,
-    group: int,
     config: LaunchConfig | None = None,
 ) -> Launch:
     """One launch, for the compile gate; ``config`` stands in for the table's when one is tuned."""
@@ -187,13 +206,13 @@ def kernel_launch(
 
     from . import kernels
 
-    function = getattr(kernels, f"flash_attention_{kernel}_kernel")
+    function = getattr(kernels, f"flash_attention_{kernel.removesuffix('_grouped')}_kernel")
     itemsize = 4 if dtype == "fp32" else 2
     if config is None:
         rows = table_architecture(divmod(arch, 10))
         config = launch_config(kernel, rows, head_dim, itemsize)
     constexprs = {
-        "GROUP": group,
+        "GROUPED": kernel.endswith("_grouped"),
         "CAUSAL": causal,
         "ALIGN": 16,
         "D": head_dim,
@@ -204,7 +223,7 @@ def kernel_launch(
     signature = signature_of(function, dtype)
     mask = "causal" if causal else "full"
     return Launch(
-        name=f"{kernel}/sm_{arch}/d{head_dim}/{dtype}/{mask}/group{group}",
+        name=f"{kernel}/sm_{arch}/d{head_dim}/{dtype}/{mask}",
         kernel=function,
         signature=signature,
         constexprs={n: v for n, v in constexprs.items() if n in function.arg_names},
@@ -223,20 +242,19 @@ def _launches() -> Iterator[Launch]:
                 if config is None:
                     continue
                 for causal in (False, True):
-                    yield kernel_launch(kernel, arch, head_dim, dtype, causal=causal, group=1)
+                    yield kernel_launch(kernel, arch, head_dim, dtype, causal=causal)
                     if (arch, itemsize) == (86, 2):
-                        yield kernel_launch(kernel, 89, head_dim, dtype, causal=causal, group=1)
-    # What the rows above do not show: padded head dimensions, grouped heads, the other half dtype.
+                        yield kernel_launch(kernel, 89, head_dim, dtype, causal=causal)
+    # What the rows above do not show: padded head dimensions, and the other half dtype.
     for arch in (80, 89, 90, 100):
         for kernel in TABLE:
-            yield kernel_launch(kernel, arch, 72, "bf16", causal=True, group=1)
-            yield kernel_launch(kernel, arch, 80, "bf16", causal=False, group=1)
-            yield kernel_launch(kernel, arch, 128, "fp16", causal=True, group=4)
-            yield kernel_launch(kernel, arch, 128, "bf16", causal=True, group=4)
+            yield kernel_launch(kernel, arch, 72, "bf16", causal=True)
+            yield kernel_launch(kernel, arch, 80, "bf16", causal=False)
+            yield kernel_launch(kernel, arch, 128, "fp16", causal=True)
     for arch in (75, 80, 86, 89, 90, 100):
         for head_dim in (64, 128):
             dtype = "fp16" if arch == 75 else "bf16"
-            yield kernel_launch("bwd_preprocess", arch, head_dim, dtype, causal=False, group=1)
+            yield kernel_launch("bwd_preprocess", arch, head_dim, dtype, causal=False)
 
 
 def __getattr__(name: str) -> Any:

@@ -285,9 +285,8 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [x.stride(i) for x in tensors for i in range(3)]
 
 
-def _constants(q: Tensor, k: Tensor, causal: bool) -> dict[str, int | bool]:
+def _constants(q: Tensor, causal: bool) -> dict[str, int | bool]:
     return {
-        "GROUP": q.shape[1] // k.shape[1],
         "CAUSAL": causal,
         "D": q.shape[3],
         "BLOCK_D": block_d(q.shape[3]),
@@ -362,8 +361,8 @@ def launch_fwd(
         flash_attention_fwd_kernel[grid](
             *(q, k, v, out, lse),
             *_strides(q, k, v, out),
-            *(Hq, Tq, Tk, scale * _LOG2E),
-            **_constants(q, k, causal),
+            *(Hq, k.shape[1], Tq, Tk, scale * _LOG2E),
+            **_constants(q, causal),
             ALIGN=_alignment(q, k, v, out),
             **dataclasses.asdict(config),
         )
@@ -411,14 +410,17 @@ def launch_bwd_dkdv(
     Hkv, Tk = k.shape[1:3]
     if dk.numel() == 0:
         return
-    config = launch_config("bwd_dkdv", _architecture(q), D, q.element_size())
+    grouped = Hq != Hkv
+    name = "bwd_dkdv_grouped" if grouped else "bwd_dkdv"
+    config = launch_config(name, _architecture(q), D, q.element_size())
     grid = (_cdiv(Tk, config.BLOCK_N), Hkv, B)
     with _device_of(q):
         flash_attention_bwd_dkdv_kernel[grid](
             *(q, k, v, dout, lse, delta, dk, dv),
             *_strides(q, k, v, dout, dk, dv),
-            *(Hq, Tq, Tk, scale, scale * _LOG2E),
-            **_constants(q, k, causal),
+            *(Hq, k.shape[1], Tq, Tk, scale, scale * _LOG2E),
+            GROUPED=grouped,
+            **_constants(q, causal),
             ALIGN=_alignment(q, k, v, dout, dk, dv),
             **dataclasses.asdict(config),
         )
@@ -448,8 +450,8 @@ def launch_bwd_dq(
         flash_attention_bwd_dq_kernel[grid](
             *(q, k, v, dout, lse, delta, dq),
             *_strides(q, k, v, dout, dq),
-            *(Hq, Tq, Tk, scale, scale * _LOG2E),
-            **_constants(q, k, causal),
+            *(Hq, k.shape[1], Tq, Tk, scale, scale * _LOG2E),
+            **_constants(q, causal),
             ALIGN=_alignment(q, k, v, dout, dq),
             **dataclasses.asdict(config),
         )

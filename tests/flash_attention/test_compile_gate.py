@@ -42,7 +42,7 @@ def test_half_precision_uses_the_tensor_cores():
 
 def test_the_list_names_every_kernel_architecture_and_head_dimension():
     listed = {tuple(launch.name.split("/")[:3]) for launch in launches.LAUNCHES}
-    for kernel in ("fwd", "bwd_dkdv", "bwd_dq"):
+    for kernel in ("fwd", "bwd_dkdv", "bwd_dkdv_grouped", "bwd_dq"):
         for arch in ARCHITECTURES:
             for D in (16, 32, 64, 128, 256)[: 4 if arch == 75 else 5]:
                 assert (kernel, f"sm_{arch}", f"d{D}") in listed

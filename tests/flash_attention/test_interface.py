@@ -97,7 +97,7 @@ def test_the_launch_table_covers_every_gpu_and_head_dimension():
     wanted |= {(9, 0): 90, (10, 0): 100, (10, 3): 100, (11, 0): 86, (12, 0): 86, (12, 1): 86}
     for capability, arch in wanted.items():
         assert table_architecture(capability) == arch, capability
-        for kernel in ("fwd", "bwd_preprocess", "bwd_dkdv", "bwd_dq"):
+        for kernel in ("fwd", "bwd_preprocess", "bwd_dkdv", "bwd_dkdv_grouped", "bwd_dq"):
             for itemsize in (2, 4):
                 for D in (16, 17, 64, 72, 80, 128, 129, 256)[: 6 if arch == 75 else 8]:
                     config = launch_config(kernel, arch, D, itemsize)
