@@ -8,6 +8,7 @@
 # %% tags=["setup", "folded"]
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.patches import Rectangle
 
 from course_lib import check, interpreted, progress, setup
 from course_lib.notebook.figures import show
@@ -373,13 +374,13 @@ def draw_product():
     for k in range(4):
         for x, y in ((k, 2), (7, 8 - k)):
             fill = ORANGE if k == 1 else GRID
-            axis.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=fill, edgecolor="white"))
-            label = {"ha": "center", "va": "center", "color": "white" if k == 1 else INK}
-            axis.text(x + 0.5, y + 0.5, f"{k}", **label)
+            axis.add_patch(Rectangle((x, y), 1, 1, facecolor=fill, edgecolor="white"))
+            ink = "white" if k == 1 else INK
+            axis.text(x + 0.5, y + 0.5, f"{k}", ha="center", va="center", color=ink)
     for name, x, y in (("b  [K, N]", 5, 5), ("a  [M, K]", 0, 0), ("out  [M, N]", 5, 0)):
-        axis.add_patch(plt.Rectangle((x, y), 4, 4, facecolor="none", edgecolor=INK, lw=1.4))
+        axis.add_patch(Rectangle((x, y), 4, 4, facecolor="none", edgecolor=INK, lw=1.4))
         axis.text(x, y + 4.15, name)
-    axis.add_patch(plt.Rectangle((7, 2), 1, 1, facecolor=SKY, edgecolor=BLUE))
+    axis.add_patch(Rectangle((7, 2), 1, 1, facecolor=SKY, edgecolor=BLUE))
     axis.text(7.5, 2.5, "acc", ha="center", va="center")
     steps = "Program (1, 2), step 1 of 0 to 3:\n\n1. load tile 1 of a's band\n2. load tile 1 of b's band"
     axis.text(
