@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from unittest.mock import patch
 
 import torch
 
@@ -233,9 +234,9 @@ def trace_forward(
     """Run the course's forward kernel in the interpreter with these tiles, and keep its trace.
 
     Args:
-        q: [B, H, Tq, D] on the CPU, contiguous, fp32 or fp16, D a power of two.
-        k: [B, H, Tk, D].
-        v: [B, H, Tk, D].
+        q: [B, Hq, Tq, D] on the CPU, fp32 or fp16.
+        k: [B, Hkv, Tk, D].
+        v: [B, Hkv, Tk, D].
         block_m: Queries a tile, 16 at least.
         block_n: Keys a tile, 16 at least.
         causal: Whether a query sees only the keys before it.
@@ -246,25 +247,13 @@ def trace_forward(
     Raises:
         TritonUnavailable: If Triton cannot be imported here.
     """
-    from course_lib.flash_attention.kernels import flash_attention_fwd_kernel
+    from course_lib.flash_attention import flash_attention
+    from course_lib.flash_attention.launches import INTERPRETED, LaunchConfig
     from course_lib.runtime.interpreter import interpreted
 
-    batch, heads, queries, d = q.shape
-    out, lse = torch.empty_like(q), torch.empty(batch, heads, queries)
-    strides = [x.stride(axis) for x in (q, k, v, out) for axis in range(3)]
-    with interpreted(trace=True) as run:
-        flash_attention_fwd_kernel[(math.ceil(queries / block_m), heads, batch)](
-            *(q, k, v, out, lse),
-            *strides,
-            *(heads, queries, k.shape[2], math.log2(math.e) / math.sqrt(d)),
-            GROUP=1,
-            CAUSAL=causal,
-            ALIGN=16,
-            D=d,
-            BLOCK_D=d,
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-        )
+    tiles = {"fwd": LaunchConfig(block_m, block_n, num_warps=4, num_stages=1)}
+    with patch.dict(INTERPRETED, tiles), interpreted(trace=True) as run:
+        out, lse = flash_attention(q, k, v, causal=causal, return_lse=True, implementation="triton")
     return run.launches[0], out, lse
 
 

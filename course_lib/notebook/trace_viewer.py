@@ -210,12 +210,8 @@ def draw_meter(
 def bytes_text(count: float) -> str:
     """Bytes in words, in powers of a thousand: "16.4 kB"."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return (
-                f"{count / size:.3g} {unit}"
-                if count < 999.5 * size
-                else f"{count / size:.0f} {unit}"
-            )
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g} {unit}"
     return f"{count:.0f} bytes"
 
 
