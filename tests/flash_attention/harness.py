@@ -37,7 +37,7 @@ def expected(
     )
     oracle = forward_and_backward(attention, exact)
     reference = forward_and_backward(attention, inputs)
-    extra = roundings_of_statistics(exact, case, oracle, dtype)
+    extra = roundings_of_fp32(exact, case, oracle, dtype)
     budgets = {
         name: budget(reference[name], oracle[name], torch.float32 if name == "lse" else dtype)
         + extra[name]
@@ -46,30 +46,39 @@ def expected(
     return oracle, budgets
 
 
-def roundings_of_statistics(
+def roundings_of_fp32(
     inputs: Inputs, case: Case, oracle: dict[str, Tensor], dtype: torch.dtype
 ) -> dict[str, float]:
-    """What the backward owes to its two fp32 row statistics, each rounded once.
+    """What a tiled algorithm owes to fp32, apart from what plain PyTorch owes to the dtype.
 
-    One rounding of L moves every probability of a row by |L| eps/2, and the gradients with it.
-    dS = P * (dP - delta) is a difference of two numbers that are equal where one key has all the
-    weight, and one rounding of them remains. Plain PyTorch saves P instead and owes neither.
+    * A score is a sum of D products, in an order that PyTorch's own product does not share: one
+      rounding of its largest partial sum, at most |q| |k|. It moves a probability in proportion.
+    * L is rounded when it is saved and when it is turned to base 2, and so are all probabilities
+      that the backward makes from it. Plain PyTorch saves P instead.
+    * dS = P * (dP - delta) is a difference of two numbers that are equal where one key has all the
+      weight, and one rounding of them remains.
+
+    In half precision all of this is small beside one rounding of the output.
     """
 
     def largest(x: Tensor) -> float:
         x = x[x.isfinite()].abs()
         return x.max().item() if x.numel() else 0.0
 
+    def longest(x: Tensor) -> float:
+        return largest(x.norm(dim=-1))
+
     one_rounding = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
     scale = case.scale or case.D**-0.5
-    logsumexp = largest(oracle["lse"])
-    cancelling = scale * largest(inputs.dout.norm(dim=-1)) * largest(inputs.v.norm(dim=-1))
+    score = one_rounding * scale * longest(inputs.q) * longest(inputs.k)
+    probability = score + one_rounding * 2.0 * largest(oracle["lse"])
+    difference = one_rounding * scale * longest(inputs.dout) * longest(inputs.v)
     return {
-        "out": 0.0,
-        "lse": 0.0,
-        "dq": one_rounding * (logsumexp * largest(oracle["dq"]) + cancelling * largest(inputs.k)),
-        "dk": one_rounding * (logsumexp * largest(oracle["dk"]) + cancelling * largest(inputs.q)),
-        "dv": one_rounding * logsumexp * largest(oracle["dv"]),
+        "out": score * largest(inputs.v),
+        "lse": score,
+        "dq": probability * largest(oracle["dq"]) + difference * largest(inputs.k),
+        "dk": probability * largest(oracle["dk"]) + difference * largest(inputs.q),
+        "dv": probability * largest(oracle["dv"]),
     }
 
 
