@@ -23,6 +23,9 @@ def cases(size: str, seed: int) -> Iterable[Case]:
     late = data(64, 32)
     late["k"][-1] = 4 * late["q"][3]
     yield Case("two tiles, the largest score in the second", late)
+    uneven = data(64, 32)
+    uneven["q"][::2, 0], uneven["k"][:, 0] = 150 * 32**0.5, 1.0
+    yield Case("every other row scores 150 above the rest", uneven)
     early = data(64, 32)
     early["q"][:, 0], early["k"][:, 0] = 30.0, -1.0
     early["k"][:32, 0] = 25.0
