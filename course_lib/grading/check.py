@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import traceback
 from dataclasses import dataclass, field
 from typing import Any
@@ -423,11 +424,11 @@ def _did_the_same(
 def _what_went_wrong(error: Exception | None) -> tuple:
     """What two errors have in common when their causes are the same.
 
-    An error of a kernel names the learner's own kernel, arguments and lines, which differ where
-    the mistake is the same; the program that made it does not.
+    An error of a kernel names the learner's own arguments between backticks, which differ where
+    the mistake is the same; the program that made it, and how many elements it missed by, do not.
     """
     if isinstance(error, KernelError):
-        return type(error), error.program
+        return type(error), error.program, re.sub(r"`[^`]*`", "", error.what)
     return type(error), _summary(error) if error else ""
 
 
