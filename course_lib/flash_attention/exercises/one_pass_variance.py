@@ -202,7 +202,8 @@ EXERCISE = Exercise(
     task=(
         "`tiles` yields N numbers a tile at a time, in one fp32 buffer that is overwritten. Return "
         "their mean and their variance (divided by N) after one pass, in fp32, also when the "
-        "numbers lie around 1,000 with variance 1. Which state is enough, and how do two states merge?"
+        "numbers lie around 1,000 with variance 1. Which state is enough, and how do two "
+        "states merge?"
     ),
     why="The pattern is general: find the state that merges, and any reduction can be tiled.",
     points=4,
