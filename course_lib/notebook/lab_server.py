@@ -48,13 +48,18 @@ def free_port(wanted: int | None) -> int:
     raise ServerError(f"Ports {FIRST_PORT} to {FIRST_PORT + 99} are all taken. Use --port.")
 
 
+def _say(line: str) -> None:
+    """Print at once, also where the output goes to a file."""
+    print(line, flush=True)
+
+
 def serve(
     work: Path,
     start: str,
     *,
     port: int | None = None,
     browser: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = _say,
 ) -> int:
     """Run JupyterLab on the learner's folder until Ctrl-C.
 

@@ -43,6 +43,6 @@ def test_pins_install_on_debian_12(root: Path):
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        wants = distribution.metadata.get("Requires-Python")
+        wants = str(distribution.metadata.json.get("requires_python", ""))
         if wants and distribution.version.split("+")[0] == version:
             assert DEBIAN_12 in SpecifierSet(wants), f"{name}=={version} needs Python {wants}"

@@ -108,7 +108,7 @@ def test_colab(wheel: Path, tmp_path: Path):
     site = next((home / "lib").glob("python*/site-packages"))
     # Everything of this environment is visible, but not this clone: an editable install hangs on
     # a .pth file, and a path in a .pth file does not read the .pth files behind it.
-    here = Path(metadata.distribution("torch").locate_file("")).resolve()
+    here = Path(str(metadata.distribution("torch").locate_file(""))).resolve()
     (site / "host.pth").write_text(f"{here}\n")
     _imitate_colab(site)
     content = tmp_path / "content"
