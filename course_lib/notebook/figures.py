@@ -21,7 +21,7 @@ MOST_BYTES = 60_000
 """A picture's size in a notebook, at most where it can be: 1.5 MB hold a chapter."""
 
 # (pixels per figure pixel, colours), best first. The first that fits is taken.
-_QUALITIES = ((2.0, 256), (2.0, 64), (1.5, 64), (1.0, 64), (1.0, 32))
+_QUALITIES = ((2.0, 256), (2.0, 32), (1.0, 64), (1.0, 16))
 _PAPER = (
     "margin:.5rem 0;padding:12px 14px;max-width:760px;box-sizing:border-box;"
     "background:#ffffff;color:#1f2328;border:1px solid #d1d9e0;border-radius:6px"
