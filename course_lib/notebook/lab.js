@@ -3,6 +3,10 @@
 
 const el = (tag, props = {}, ...children) => {
   const node = Object.assign(document.createElement(tag), props);
+  // JupyterLab takes the arrow keys from whatever has the focus inside a notebook, unless that
+  // very element says no; the same words on an element around it would come too late.
+  if (["input", "select", "button", "summary"].includes(tag))
+    node.dataset.lmSuppressShortcuts = "true";
   node.append(...children);
   return node;
 };
@@ -240,8 +244,6 @@ export default {
     const box = el("section", { className: "course-lab" });
     box.setAttribute("aria-label", `Lab: ${spec.title}`);
     box.dataset.lab = spec.name;
-    // JupyterLab's own shortcuts must not take the keys that move a control.
-    box.dataset.lmSuppressShortcuts = "true";
     box.append(
       el("h4", { textContent: spec.title }),
       el("p", { className: "course-lab-task", textContent: spec.task }),

@@ -47,7 +47,7 @@ def test_the_tile_walker_shows_that_block_m_halves_the_bytes(page) -> None:
     says(lab, "reads 590 kB")
     lab.get_by_label("BLOCK_N").focus()
     page.page.keyboard.press("End")
-    says(lab, "rows 0–127")  # tiles of 128 keys
+    says(lab, "rows 128–255")  # the second tile of 128 keys
     says(lab, "reads 590 kB")
     lab.get_by_label("BLOCK_M").focus()
     page.page.keyboard.press("End")
