@@ -6,6 +6,7 @@ import ast
 import builtins
 import linecache
 import re
+import symtable
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -302,8 +303,10 @@ def needed_above(above: str, cell: str) -> str:
     Demonstrations, checks and the call of `setup` are left out, so that plugging in an answer
     runs nothing else of its notebook.
     """
+    lines = above.splitlines()
     statements = ast.parse(above).body
-    needed = _names(ast.parse(cell))
+    texts = [_text_of(statement, lines) for statement in statements]
+    needed = _free_names(cell)
     kept: set[int] = set()
     # A function may use a name that is defined below it, so go round until nothing is added.
     while more := {
@@ -312,9 +315,8 @@ def needed_above(above: str, cell: str) -> str:
         if number not in kept and _binds(statement) & needed
     }:
         kept |= more
-        needed |= set().union(*(_names(statements[number]) for number in more))
-    lines = above.splitlines()
-    return "\n".join(_text_of(statements[number], lines) for number in sorted(kept))
+        needed |= set().union(*(_free_names(texts[number]) for number in more))
+    return "\n".join(texts[number] for number in sorted(kept))
 
 
 def _text_of(statement: ast.stmt, lines: list[str]) -> str:
@@ -323,9 +325,18 @@ def _text_of(statement: ast.stmt, lines: list[str]) -> str:
     return "\n".join(lines[first - 1 : statement.end_lineno])
 
 
-def _names(tree: ast.AST) -> set[str]:
-    loaded = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    return loaded - set(dir(builtins))
+def _free_names(text: str) -> set[str]:
+    """The names that a text takes from outside; a function's own variables are not among them."""
+    top = symtable.symtable(text, "solution", "exec")
+    bound = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned()}
+    bound |= {symbol.get_name() for symbol in top.get_symbols() if symbol.is_imported()}
+    used = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
+    inner = list(top.get_children())
+    while inner:
+        table = inner.pop()
+        used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+        inner += table.get_children()
+    return used - bound - set(dir(builtins))
 
 
 def _binds(statement: ast.stmt) -> set[str]:

@@ -213,13 +213,13 @@ def test_only_what_is_needed_is_taken_from_above() -> None:
     above = (
         "import math\nimport os\nsetup('x')\nif True:\n    tau = 2 * math.pi\n"
         "@decorated\ndef decorated_helper():\n    return tau\ndef decorated(f): return f\n"
-        "print('demo')\nunused = 1\ntau += 0\n"
+        "print('demo')\nunused = 1\ntau += 0\nfor n in range(3):\n    print(n)\n"
     )
-    kept = needed_above(above, "def answer():\n    return decorated_helper()")
+    kept = needed_above(above, "def answer():\n    n = 1\n    return decorated_helper() + n")
     assert kept.splitlines()[0] == "import math"
     assert "@decorated\ndef decorated_helper" in kept
     assert "tau += 0" in kept
-    for line in ("import os", "setup(", "demo", "unused"):
+    for line in ("import os", "setup(", "demo", "unused", "for n"):
         assert line not in kept
 
 
