@@ -1,1 +1,1 @@
-"""Exercises, checks and verdicts. `exercise.py` holds the record that everything else is made from."""
+"""Exercises, checks and verdicts; `exercise.py` holds the record that the rest is made from."""

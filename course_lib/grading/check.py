@@ -266,7 +266,7 @@ def outcome_of(exercise: Exercise, answer: Any, case: Case, seed: int = 0) -> Ou
             kept = error if isinstance(error, Exception) else RuntimeError("it called exit()")
             return Outcome(error=kept, printed=str(printed))
     problem = _changed_input(case.data, data)
-    if problem is None and metered:
+    if problem is None and memory is not None:
         problem = _over_budget(exercise, case.data, memory, launches)
     return Outcome(value, None, problem, str(printed))
 
@@ -432,8 +432,9 @@ def _what_went_wrong(error: Exception | None) -> tuple:
     return type(error), _summary(error) if error else ""
 
 
-def _says_todo(error: BaseException, exercise: Exercise) -> bool:
+def _says_todo(raised: BaseException, exercise: Exercise) -> bool:
     """Whether the error is that of an untouched stub, and not of the learner's own code."""
+    error: BaseException | None = raised
     while error is not None:
         text = _text(error)
         unwritten = isinstance(error, NotImplementedError)

@@ -281,7 +281,7 @@ def _plain_scalar(value: Any) -> Any:
 
 
 def _name(want: Expected, path: str) -> str:
-    """What the learner calls an output: a tuple's outputs have names where the record gives them."""
+    """What the learner calls an output: its name, where the record gives names."""
     for index, name in enumerate(want.names):
         path = path.replace(f"output[{index}]", name)
     return path

@@ -78,13 +78,13 @@ class Misconception:
 
 
 def misconception(name: str, *, question: str, says: str) -> Callable[[Any], Misconception]:
-    """Turn the wrong function below into a `Misconception`, so that code and words stand together."""
+    """Turn the wrong function below into a `Misconception`: code and words stand together."""
     return lambda wrong: Misconception(name, wrong, question, says)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the answer may use on a case of the stage "method". Each limit is a function of the data.
+    """What the answer may use on a case of the stage "method": limits as functions of the data.
 
     Attributes:
         peak_bytes: Most bytes alive at one time in tensors made during the call.
@@ -205,9 +205,9 @@ def chapter_of(package: str) -> Chapter:
         UnknownExerciseError: If there is none; the message lists those there are.
     """
     name = f"course_lib.{package}.exercises"
-    if package.isidentifier() and importlib.util.find_spec(f"course_lib.{package}") is not None:
-        if importlib.util.find_spec(name) is not None:
-            return importlib.import_module(name).CHAPTER
+    is_package = package.isidentifier() and importlib.util.find_spec(f"course_lib.{package}")
+    if is_package and importlib.util.find_spec(name) is not None:
+        return importlib.import_module(name).CHAPTER
     known = ", ".join(repr(chapter.package) for chapter in chapters())
     raise UnknownExerciseError(f"There is no chapter {package!r}. The chapters are {known}.")
 

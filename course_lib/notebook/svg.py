@@ -46,7 +46,14 @@ class Svg:
         )
 
     def circle(
-        self, x: float, y: float, r: float, *, fill: str = "ink", stroke: str = "none", tip: str = ""
+        self,
+        x: float,
+        y: float,
+        r: float,
+        *,
+        fill: str = "ink",
+        stroke: str = "none",
+        tip: str = "",
     ) -> Svg:
         """A disc; `tip` shows on hover."""
         return self._add(

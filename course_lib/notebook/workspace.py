@@ -198,7 +198,7 @@ def _write(path: Path, text: str) -> None:
 
 
 class _State:
-    """`work/.course.json`. A file that cannot be read counts as empty: then nothing is overwritten."""
+    """`work/.course.json`. One that cannot be read counts as empty: nothing is overwritten."""
 
     def __init__(self, work: Path) -> None:
         self._path = work / STATE

@@ -53,6 +53,12 @@ class MemoryMeasure(TorchDispatchMode):
         ops: How often each operator ran, backward included.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise the first use imports the compiler, which takes seconds. Nothing is compiled
+        # inside a measurement.
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.live_bytes = 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 __all__ = ["HAS_TRITON", "TRITON_MISSING", "TritonUnavailable", "stand_ins", "tl", "triton"]
 
@@ -142,8 +142,16 @@ def stand_ins(reason: str) -> tuple[Any, Any]:
 
 
 if TYPE_CHECKING:
-    import triton
-    import triton.language as tl
+    # Triton's own types take every constant of a launch for a mistake (an `int` is no `constexpr`),
+    # so a type checker sees two names whose attributes may be anything.
+    class _Anything(type):
+        def __getattr__(cls, name: str) -> Any: ...
+
+    class triton(metaclass=_Anything):  # noqa: D101
+        __version__: str
+
+    class tl(metaclass=_Anything):  # noqa: D101
+        constexpr: TypeAlias = Any
 
     HAS_TRITON: bool = True
     TRITON_MISSING: str | None = None

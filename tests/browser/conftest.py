@@ -71,9 +71,9 @@ class LabPage:
 
     def errors(self) -> list[str]:
         """The text of every red output."""
-        return self.page.locator(
-            '[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type*="error"]'
-        ).all_inner_texts()
+        stderr = '[data-mime-type="application/vnd.jupyter.stderr"]'
+        error = '.jp-RenderedText[data-mime-type*="error"]'
+        return self.page.locator(f"{stderr}, {error}").all_inner_texts()
 
     def lab(self, name: str):
         """The lab with this name."""
