@@ -86,7 +86,16 @@ def plan(root: Path, *, fast: bool = False, deep: bool = False, args: list[str])
         Stage("build", [[*python, "course_lib.cli", "build", "--check"]], "jupytext"),
         Stage(
             "unit tests",
-            [[*pytest, workers, "tests", "--ignore=tests/browser", "--ignore=tests/notebooks"]],
+            [
+                [
+                    *pytest,
+                    workers,
+                    "--dist=loadgroup",
+                    "tests",
+                    "--ignore=tests/browser",
+                    "--ignore=tests/notebooks",
+                ]
+            ],
             "pytest",
             needs=("bubblewrap", shutil.which("bwrap"), "bubblewrap"),
         ),
