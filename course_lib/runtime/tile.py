@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn
 
 __all__ = ["HAS_TRITON", "TRITON_MISSING", "TritonUnavailable", "stand_ins", "tl", "triton"]
 
@@ -151,7 +151,8 @@ if TYPE_CHECKING:
         __version__: str
 
     class tl(metaclass=_Anything):  # noqa: D101
-        constexpr: TypeAlias = Any
+        class constexpr(Any):  # noqa: D106
+            def __init__(self, value: Any) -> None: ...
 
     HAS_TRITON: bool = True
     TRITON_MISSING: str | None = None

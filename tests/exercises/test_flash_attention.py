@@ -276,7 +276,7 @@ if HAS_TRITON:
         if MODE == "raise":
             raise ValueError("no")
         elif MODE == "name":
-            x = x + no_such_name  # noqa: F821
+            x = x + no_such_name  # noqa: F821 # pyright: ignore[reportUndefinedVariable]
         elif MODE == "helper":
             x = x + helper_with_a_bad_axis(x[:, None])
         elif MODE == "48":

@@ -98,7 +98,8 @@ def harness(answer, data):
         return row_max, row_sum
 
     def first_tile_twice(tiles):
-        first = next(tiles := iter(tiles)).clone()
+        tiles = iter(tiles)
+        first = next(tiles).clone()
         row_max, row_sum = first.max(), 2 * torch.exp(first - first.max()).sum()
         for tile in tiles:
             new_max = torch.maximum(row_max, tile.max())

@@ -9,16 +9,22 @@ import torch
 
 from course_lib.grading.exercise import Budget, Case, Data, Exercise, Misconception, misconception
 
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Gradients = tuple[torch.Tensor, ...]
 
 
 def cases(size: str, seed: int) -> Iterable[Case]:
     """Inputs q [M, D], k and v [N, D], what the forward saved, and grad_out [M, D]."""
     generator = torch.Generator().manual_seed(seed)
 
-    def data(rows: int, keys: int, dim: int, block: int, spread: float = 1.0) -> Data:
+    def data(
+        rows: int, keys: int, dim: int, block: int, spread: float = 1.0, twins: bool = False
+    ) -> Data:
         q = spread * torch.randn(rows, dim, generator=generator)
         k, v = torch.randn(2, keys, dim, generator=generator)
+        if twins:
+            # Every key has a near twin. Otherwise large scores leave one key a probability of 1,
+            # and gradients that are all 0.
+            k[1::2] = k[: keys // 2 * 2 : 2] + 0.02 * k[1::2]
         grad_out = torch.randn(rows, dim, generator=generator)
         scores = q.double() @ k.double().T / math.sqrt(dim)
         return {
@@ -34,7 +40,7 @@ def cases(size: str, seed: int) -> Iterable[Case]:
     yield Case("2 queries, 3 keys, D = 2", data(2, 3, 2, 3))
     yield Case("6 queries, 4 keys, blocks of 2", data(6, 4, 5, 2))
     yield Case("ragged: 5 queries, 7 keys, blocks of 3", data(5, 7, 3, 3, 3.0), "awkward")
-    yield Case("scores up to 100", data(4, 9, 6, 4, 40.0), "awkward")
+    yield Case("scores up to 100", data(4, 10, 6, 4, 40.0, twins=True), "awkward")
     rows, keys = (200, 310) if size == "small" else (6000, 7000)
     yield Case(f"{rows:,} queries, {keys:,} keys", data(rows, keys, 16, 32), "method")
 

@@ -9,7 +9,7 @@ import torch
 from course_lib.grading.exercise import Budget, Case, Data, Exercise, misconception
 
 Tiles = Iterator[torch.Tensor]
-Moments = tuple[torch.Tensor, torch.Tensor]
+Moments = tuple[torch.Tensor | float, torch.Tensor | float]
 
 
 def cases(size: str, seed: int) -> Iterable[Case]:
@@ -80,9 +80,9 @@ def one_number_at_a_time(tiles: Tiles) -> Moments:
 
 def measured_from_the_first(tiles: Tiles) -> Moments:
     """A shift by any number near the mean makes the plain sums harmless."""
-    origin, count, total, squares = None, 0, 0.0, 0.0
+    origin, count, total, squares = torch.tensor(0.0), 0, 0.0, 0.0
     for tile in tiles:
-        origin = tile[0].clone() if origin is None else origin
+        origin = origin if count else tile[0].clone()
         moved = tile - origin
         count, total, squares = count + len(tile), total + moved.sum(), squares + (moved**2).sum()
     return origin + total / count, squares / count - (total / count) ** 2
@@ -181,7 +181,7 @@ def mean_updated_first(tiles: Tiles) -> Moments:
 )
 def deviation(tiles: Tiles) -> Moments:
     mean, variance = pairwise_merge(tiles)
-    return mean, variance.sqrt()
+    return mean, variance.sqrt()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @misconception(

@@ -116,10 +116,10 @@ def not_rescaled(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
     says="This is what you get when the factor is exp(new - old) instead of exp(old - new).",
 )
 def rescaled_backwards(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
-    row_max, row_sum = None, torch.tensor(0.0)
+    row_max, row_sum = torch.tensor(-math.inf), torch.tensor(0.0)
     for tile in tiles:
-        new_max = tile.max() if row_max is None else torch.maximum(row_max, tile.max())
-        factor = torch.tensor(1.0) if row_max is None else torch.exp(new_max - row_max)
+        new_max = torch.maximum(row_max, tile.max())
+        factor = torch.exp(new_max - row_max) if row_max.isfinite() else 1.0
         row_sum = row_sum * factor + torch.exp(tile - new_max).sum()
         row_max = new_max
     return row_max, row_sum
@@ -186,10 +186,10 @@ def local_sums_added(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
     says="This is what you get when the factor multiplies the new tile's terms as well.",
 )
 def new_terms_rescaled_too(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
-    row_max, row_sum = None, torch.tensor(0.0)
+    row_max, row_sum = torch.tensor(-math.inf), torch.tensor(0.0)
     for tile in tiles:
-        new_max = tile.max() if row_max is None else torch.maximum(row_max, tile.max())
-        old_max = new_max if row_max is None else row_max
+        new_max = torch.maximum(row_max, tile.max())
+        old_max = row_max if row_max.isfinite() else new_max
         row_sum = (row_sum + torch.exp(tile - new_max).sum()) * torch.exp(old_max - new_max)
         row_max = new_max
     return row_max, row_sum
