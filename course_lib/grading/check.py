@@ -26,11 +26,11 @@ from course_lib.grading.compare import (
 from course_lib.grading.exercise import (
     STAGES,
     Case,
+    CheckUsageError,
     Data,
     Exercise,
     Misconception,
     Size,
-    UnknownExerciseError,
     exercises_of,
     find_exercise,
 )
@@ -97,11 +97,13 @@ def check(*answers: Any, **named: Any) -> Verdict:
         The verdict: `status` is "todo", "failed" or "passed". Jupyter shows it as a card.
 
     Raises:
-        TypeError: If not exactly one answer is given, or a value is given without its name.
+        CheckUsageError: If not exactly one answer is given, or one without its name.
         UnknownExerciseError: If no exercise has this name.
     """
     name, answer = _named_answer(answers, named)
     exercise = find_exercise(name, _current_chapter())
+    if exercise.kind == "choice" and isinstance(answer, str):
+        answer = next((key for key in exercise.choices if key.lower() == answer.lower()), answer)
     try:
         verdict = evaluate(exercise, answer, seed=random.SystemRandom().randrange(2**31))
     except Exception as error:
@@ -160,24 +162,24 @@ def evaluate(exercise: Exercise, answer: Any, *, seed: int, size: Size = "small"
 
 def _named_answer(answers: tuple, named: dict[str, Any]) -> tuple[str, Any]:
     if len(answers) + len(named) != 1:
-        raise TypeError(
+        raise CheckUsageError(
             f"check takes one answer; it was given {len(answers) + len(named)}. "
             "Use check(my_function), or check(my_number=my_number)."
         )
     if named:
         return next(iter(named.items()))
     (answer,) = answers
+    if isinstance(answer, str):
+        raise CheckUsageError(f"check takes the answer itself. Without quotes: check({answer}).")
     names = [*_names_in_notebook(answer), getattr(answer, "__name__", "")]
     known = [each.name for each in exercises_of(chapter)] if (chapter := _current_chapter()) else []
     if name := next((name for name in names if name in known), names[-1]):
-        try:
-            find_exercise(name, chapter)
-        except UnknownExerciseError as error:
-            raise UnknownExerciseError(
-                f"{error} Or say which exercise this answers: check(the_exercise={name})."
-            ) from None
+        if name not in known and hasattr(answer, "arg_names"):
+            raise CheckUsageError(
+                f"{name} is a kernel. Check the function that launches it: {', '.join(known)}."
+            )
         return name, answer
-    raise TypeError(
+    raise CheckUsageError(
         f"check was given {value_text(answer)}, which has no name. "
         "Write check(name=value), with the exercise's name."
     )
@@ -209,6 +211,9 @@ def _not_an_answer(exercise: Exercise, answer: Any) -> Verdict | None:
     if not wants_callable and callable(answer):
         message = f"`{exercise.name}` should be a value; it is a function. Call it first?"
         return Verdict(exercise, "failed", "defined", message)
+    if exercise.kind == "answer" and isinstance(answer, str):
+        message = f"`{exercise.name}` should be a number, without quotes; it is {answer!r}."
+        return Verdict(exercise, "failed", "defined", message)
     if exercise.kind == "choice" and not (isinstance(answer, str) and answer in exercise.choices):
         letters = ", ".join(repr(letter) for letter in exercise.choices)
         message = f"`{exercise.name}` should be one of {letters}; it is {value_text(answer)}."
@@ -226,7 +231,13 @@ def _try_case(attempt: Attempt, case: Case) -> Verdict | None:
         return _raised(attempt, case, outcome)
     mismatch = compare(outcome.value, want)
     if mismatch is not None:
-        return _failed(attempt, case, outcome, mismatch.message, mismatch)
+        message = mismatch.message
+        if mismatch.kind == "finite" and exercise.kind == "kernel":
+            message += (
+                " Either no program wrote this element (is the grid large enough?), or a masked "
+                "lane without `other` entered the arithmetic."
+            )
+        return _failed(attempt, case, outcome, message, mismatch)
     if outcome.problem is not None:
         return _failed(attempt, case, outcome, outcome.problem.message)
     attempt.tried.append(case.name)
@@ -340,6 +351,7 @@ def _failed(
     mismatch: Mismatch | None = None,
 ) -> Verdict:
     exercise = attempt.exercise
+    broke_a_rule = outcome.problem is not None and mismatch is None
     if exercise.kind in ("answer", "choice"):
         # The expected value would give the answer away.
         message, shown = "Not this one.", [("yours", value_text(attempt.answer))]
@@ -350,7 +362,7 @@ def _failed(
     return Verdict(
         exercise,
         "failed",
-        case.stage,
+        "method" if broke_a_rule else "awkward" if case.stage == "method" else case.stage,
         message,
         case=case.name,
         shown=shown,
@@ -366,7 +378,7 @@ def _raised(attempt: Attempt, case: Case, outcome: Outcome) -> Verdict:
     assert error is not None
     if isinstance(error, KernelError):
         where = f" Line {error.line}: `{error.source}`." if error.source else ""
-        what = error.what[:1].upper() + error.what[1:].rstrip(".")
+        what = error.what[:1].upper() + error.what[1:].rstrip(". :")
         message = f"{what}.{where} {error.advice}".rstrip()
     else:
         line = _learners_line(error, attempt.answer)

@@ -18,6 +18,7 @@ class, a host function that launches a kernel, a number, or a letter.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -33,8 +34,19 @@ Data = dict[str, Any]
 STAGES: tuple[Stage, ...] = ("values", "awkward", "gradients", "method")
 
 
-class UnknownExerciseError(LookupError):
+class ShortTraceback:
+    """An error whose message says all: IPython shows it without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UnknownExerciseError(ShortTraceback, LookupError):
     """No exercise, or no chapter, has the name that was given."""
+
+
+class CheckUsageError(ShortTraceback, TypeError):
+    """`check` was not called as it should be."""
 
 
 @dataclass(frozen=True)
@@ -239,4 +251,6 @@ def find_exercise(name: str, chapter: str | None = None) -> Exercise:
         ids = ", ".join(exercise.id for exercise in matches)
         raise UnknownExerciseError(f"Several exercises are called {name!r}: {ids}. Say which one.")
     here = [exercise.name for exercise in every if chapter in (None, exercise.chapter)]
-    raise UnknownExerciseError(f"No exercise is called {name!r}. There are: {', '.join(here)}.")
+    close = difflib.get_close_matches(name, here, n=1)
+    advice = f"Did you mean {close[0]!r}?" if close else f"There are: {', '.join(here)}."
+    raise UnknownExerciseError(f"No exercise is called {name!r}. {advice}")

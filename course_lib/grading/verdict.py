@@ -14,10 +14,10 @@ SIGNS = {"passed": "✓", "failed": "✗", "todo": "○"}
 WORDS = {"passed": "Passed", "failed": "Not yet", "todo": "To do"}
 NEXT_STEP = {
     "defined": "Give it a value of that kind, and run the cell again.",
-    "values": "Work this case by hand, beside your code.",
+    "values": "Work this case by hand, or a smaller one like it, beside your code.",
     "awkward": "What is special about this case? Follow it through your code.",
     "gradients": "Write the derivative of one line of the forward, and compare.",
-    "method": "The result is right. Find the line that uses too much.",
+    "method": "The result is right. Find the line that breaks this limit.",
     "compiles": "Change that line; the interpreter allows more than a GPU does.",
     "stopped": "Print the loop's variable.",
     "checker": "Please report this, with your code.",

@@ -27,6 +27,14 @@ __all__ = ["GuardedMemory"]
 TensorHandle = triton_interpreter.TensorHandle
 
 _BFLOAT16_NAN = 0x7FC0
+_NO_MASK = (
+    "Which lanes fall outside the tensor, and what switches them off? Or is an offset multiplied by "
+    "the wrong stride?"
+)
+_MASK_LETS_THROUGH = (
+    "The mask lets these lanes through. Conditions on vectors are joined by & with parentheses; "
+    "`and` and `if` do not look at each lane. Or is an offset multiplied by the wrong stride?"
+)
 _VERBS: dict[AccessKind, str] = {"load": "reads", "store": "writes", "atomic": "updates"}
 
 Selector = np.ndarray | EllipsisType
@@ -229,12 +237,13 @@ class GuardedMemory:
         past = np.unique(offsets[offsets + itemsize > region.nbytes] // own)
         before = np.unique(offsets[offsets < 0] // own)
         bad, where = (past, "past the end of") if past.size else (before, "before the start of")
+        place = self._place(region)
+        masked = "mask" in place["source"]
         raise OutOfBounds(
             f"program {self._program} {_VERBS[kind]} {_count(bad.size)} {where} `{region.name}` "
             f"({_count(region.nbytes // own)}; first bad index {bad[0]})",
-            **self._place(region),
-            advice="Mask the lanes that fall outside the tensor, as in mask=offs < n, or look at "
-            "the stride that the offset is multiplied by.",
+            **place,
+            advice=_MASK_LETS_THROUGH if masked else _NO_MASK,
         )
 
     # Races.
