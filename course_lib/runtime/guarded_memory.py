@@ -28,8 +28,8 @@ TensorHandle = triton_interpreter.TensorHandle
 
 _BFLOAT16_NAN = 0x7FC0
 _NO_MASK = (
-    "Which lanes fall outside the tensor, and what switches them off? Or is an offset multiplied by "
-    "the wrong stride?"
+    "Which lanes fall outside the tensor, and what switches them off? Or is an offset multiplied "
+    "by the wrong stride?"
 )
 _MASK_LETS_THROUGH = (
     "The mask lets these lanes through. Conditions on vectors are joined by & with parentheses; "
