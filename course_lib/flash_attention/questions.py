@@ -18,10 +18,10 @@ PREDICT = (
             "Which is faster?"
         ),
         choices={
-            "a": "the three calls, by a factor of 2 or more: they are optimised library code",
+            "a": "the three calls, by a factor of 1.5 or more: they are optimised library code",
             "b": "the three calls, but only just: both do the same matrix products",
             "c": "the loop, but only just: it does the same work in smaller pieces",
-            "d": "the loop, by a factor of 2 or more: it never writes the 8,192 × 8,192 scores",
+            "d": "the loop, by a factor of 1.5 or more: it never writes the 8,192 × 8,192 scores",
         },
         answer="d",
         replies={

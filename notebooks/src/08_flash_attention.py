@@ -4,7 +4,7 @@
 # Take 8,192 tokens with vectors of length 64 and compute self-attention (自注意力) on one CPU
 # thread. One program makes three library calls. The other is a Python loop of twenty lines. It
 # works on small pieces, corrects itself again and again, and does *more* arithmetic. Both give the
-# same answer to seven digits. Which one is faster, and where does the other's time go?
+# same answer to six decimal places. Which one is faster, and where does the other's time go?
 #
 # The answer is the idea behind FlashAttention, and you will build it in steps small enough to find
 # again without notes.
@@ -121,7 +121,7 @@ lines = {name: f"{value:.2f} s" for name, value in seconds.items()}
 ratio = seconds["three calls"] / seconds["loop over tiles"]
 lines["The loop is faster by"] = f"a factor of {ratio:.1f}"
 run = recorded("flash_attention_cpu")
-if ratio < 2 and run:
+if ratio < 1.5 and run:
     best = {name: each["best"] for name, each in run["seconds"].items()}
     lines["Recorded"] = (
         f"{best['three calls']:.2f} s against {best['tile 512']:.2f} s ({recorded_on(run)})"
@@ -187,16 +187,22 @@ assert 3.9 < peak[three_calls, 4096] / peak[three_calls, 2048] < 4.1 and peak[ti
 assert round(TOKENS**2 * 4 / 1e6) == 268
 
 # %% [markdown]
-# There is the missing time. At 8,192 tokens, two matrices of 268 MB fit in no cache, so each call goes through main
-# memory. And memory has to be had first: the outcome above shows how much of the time goes away
-# when the buffers exist beforehand. The rest of the gap is traffic.
+# There is the missing time. At 8,192 tokens, two matrices of 268 MB fit in no cache, so every call
+# goes through main memory. And that memory has to be had from the operating system first, page by
+# page. Open the outcome above once more: with buffers that exist beforehand the three calls need
+# little more than half the time. On a CPU, then, most of the bill is *getting* the memory, and its
+# matrix products are slow enough to hide much of the traffic. On a GPU it is the other way round:
+# memory, once had, is kept, but products are so fast that traffic is what everyone waits for.
 #
-# On a GPU the same three things have hard names: a memory bottleneck (内存瓶颈), I/O overhead
+# The trouble with such matrices has three names: a memory bottleneck (内存瓶颈), I/O overhead
 # (I/O开销), and a limit to scaling (扩展性限制), since GPU memory (显存) ends long before the
 # sequence does. For 32 heads in 16 bits the scores of this one layer would be 4.3 GB.
 
 # %%
 assert round(32 * TOKENS**2 * 2 / 1e9, 1) == 4.3
+if run:
+    best = {name: each["best"] for name, each in run["seconds"].items()}
+    assert 0.5 < best["into buffers"] / best["three calls"] < 0.7
 
 # %% [markdown]
 # The plan follows from the table: **never write S or P.** Compute a piece of S, use it, forget it.
@@ -537,7 +543,7 @@ assert round(labs.DEVICES["A100 80 GB"].flops / labs.DEVICES["A100 80 GB"].bandw
 # in the recorded curve: tiles too small drown in overhead, tiles too large fall out of the cache,
 # and in between lies a broad valley.
 
-# %%
+# %% tags=["folded"]
 run = recorded("flash_attention_cpu")
 if run is None:
     print("The recorded curve comes with the course's repository: benchmarks/recorded/.")
@@ -765,15 +771,15 @@ assert ((torch.softmax(lses, dim=0)[..., None] * outs).sum(dim=0) - truth).abs()
 # kernels on a GPU of compute capability 8.0 or more, and plain PyTorch in blocks elsewhere.
 # </details>
 
-# %%
-qs, ks, vs, grad = torch.randn(4, 1, 1, 40, 16, dtype=torch.float64, generator=gen)
-leaves = [each.clone().requires_grad_() for each in (qs, ks, vs)]
+# %% tags=["folded"]
+qb, kb, vb, grad = torch.randn(4, 1, 1, 40, 16, dtype=torch.float64, generator=gen)
+leaves = [each.clone().requires_grad_() for each in (qb, kb, vb)]
 out, lse = flash_attention(*leaves, return_lse=True)
 out.backward(grad)
-P = (qs @ ks.mT / 4 - lse.detach()[..., None]).exp()
-dP = grad @ vs.mT
+P = (qb @ kb.mT / 4 - lse.detach()[..., None]).exp()
+dP = grad @ vb.mT
 dS = P * (dP - (grad * out.detach()).sum(dim=-1, keepdim=True))
-for leaf, by_hand in zip(leaves, (dS @ ks / 4, dS.mT @ qs / 4, P.mT @ grad), strict=True):
+for leaf, by_hand in zip(leaves, (dS @ kb / 4, dS.mT @ qb / 4, P.mT @ grad), strict=True):
     assert torch.allclose(leaf.grad, by_hand)
 assert dS.sum(dim=-1).abs().max() < 1e-14 and (P * dP).sum(dim=-1).abs().max() > 1
 
