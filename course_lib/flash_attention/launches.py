@@ -134,7 +134,8 @@ INTERPRETED = {
     "bwd_dkdv_grouped": LaunchConfig(32, 64, 4, 1),
     "bwd_dq": LaunchConfig(64, 32, 4, 1),
 }
-PREPROCESS = LaunchConfig(BLOCK_M=64, BLOCK_N=0, num_warps=4, num_stages=1)
+# The preprocessing kernel only reads and adds up: any tile of this many elements will do.
+PREPROCESS_ELEMENTS = 4096
 
 
 def block_d(head_dim: int) -> int:
@@ -174,7 +175,8 @@ def launch_config(kernel: str, arch: int | None, head_dim: int, itemsize: int) -
         ValueError: The table has no such row (sm_75 above D = 128).
     """
     if kernel == "bwd_preprocess":
-        return PREPROCESS
+        rows = min(PREPROCESS_ELEMENTS // block_d(head_dim), 128)
+        return LaunchConfig(BLOCK_M=rows, BLOCK_N=0, num_warps=4, num_stages=1)
     if arch is None:
         return INTERPRETED[kernel]
     row = TABLE[kernel][arch, itemsize][BLOCK_DS.index(block_d(head_dim))]
@@ -261,9 +263,9 @@ def _launches() -> Iterator[Launch]:
             yield kernel_launch(kernel, arch, 80, "bf16", causal=False)
             yield kernel_launch(kernel, arch, 128, "fp16", causal=True)
     for arch in (75, 80, 86, 89, 90, 100):
-        for head_dim in (64, 128):
-            dtype = "fp16" if arch == 75 else "bf16"
-            yield kernel_launch("bwd_preprocess", arch, head_dim, dtype, causal=False)
+        for head_dim in BLOCK_DS:
+            for dtype in ("fp16" if arch == 75 else "bf16", "fp32"):
+                yield kernel_launch("bwd_preprocess", arch, head_dim, dtype, causal=False)
 
 
 def __getattr__(name: str) -> Any:
