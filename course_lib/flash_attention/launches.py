@@ -135,7 +135,7 @@ INTERPRETED = {
     "bwd_dq": LaunchConfig(64, 32, 4, 1),
 }
 # The preprocessing kernel only reads and adds up: any tile of this many elements will do.
-PREPROCESS_ELEMENTS = 4096
+PREPROCESS_ELEMENTS = 2048
 
 
 def block_d(head_dim: int) -> int:
