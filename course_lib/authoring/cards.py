@@ -68,8 +68,8 @@ def list_markdown(exercises: Sequence[Exercise], notebook: str) -> str:
                 _difficulty(exercise),
             ]
             link = f"{notebook}#{anchor(exercise.title)}"
-            text = f"- {number}. **[{exercise.title}]({link})**: {' · '.join(facts)}  \n"
-            text += f"  {exercise.why.strip()}"
+            text = f"{number}. **[{exercise.title}]({link})**: {' · '.join(facts)}  \n"
+            text += f"   {exercise.why.strip()}"
             if exercise.unlocks:
                 names = ", ".join(titles.get(name, name) for name in exercise.unlocks)
                 text += f" *Unlocks:* {names}."

@@ -78,6 +78,9 @@ class Verdict:
         if self.cause is not None and self.failures >= 3:
             lines.append(("Probably", f"**{self.cause.name}.** {self.cause.says}"))
         hint = f'`hint("{self.exercise.name}")` has the next hint.'
+        if self.exercise.kind in ("answer", "choice"):
+            lines.append(("Next", f"Work it out again from the start. {hint}"))
+            return lines
         lines.append(("Next", f"{NEXT_STEP.get(self.stage, NEXT_STEP['values'])} {hint}"))
         return lines
 
@@ -144,5 +147,7 @@ def _what_next(exercise: Exercise, staff: bool) -> str:
     from course_lib.grading.exercise import exercises_of
 
     titles = {each.name: each.title for each in exercises_of(exercise.chapter)}
-    opened = [titles[name] for name in exercise.unlocks if name in titles]
-    return f"You now have what *{opened[0]}* needs." if opened else "On to the next one."
+    after = list(titles)[list(titles).index(exercise.name) + 1 :]
+    if after:
+        return f"The next one is *{titles[after[0]]}*."
+    return "That was the last one of this chapter."

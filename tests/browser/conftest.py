@@ -96,6 +96,8 @@ def jupyter_lab(root: Path, settings: Path) -> Iterator[str]:
         **os.environ,
         "COURSE_HOME": str(settings / "home"),
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        # Otherwise the tabs of the last run, and of whoever works here, would open as well.
+        "JUPYTERLAB_WORKSPACES_DIR": str(settings / "workspaces"),
     }
     news = settings / "@jupyterlab" / "apputils-extension"
     news.mkdir(parents=True, exist_ok=True)
