@@ -1,4 +1,4 @@
-"""The text that opens the first code cell of every notebook, kept in this one place.
+"""The text of the first code cell of every notebook, kept in this one place.
 
 On Colab it installs the course where it is missing: from the repository, or from a wheel that the
 learner uploaded. It never touches torch, Triton or NumPy, which Colab's image pairs with its GPU

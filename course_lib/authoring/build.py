@@ -48,7 +48,7 @@ Target = Literal["chapter", "solution", "exercise"]
 
 # Raise it when the build writes something else for the same master in a way that `check` cannot
 # see in the cells, such as another treatment of outputs.
-BUILD_VERSION = 1
+BUILD_VERSION = 2
 MAX_BYTES = 1_500_000
 CELL_TIMEOUT = 300
 FOLDERS: dict[Target, str] = {
@@ -155,7 +155,8 @@ def generate(master: Master, target: Target, repository: str = "") -> NotebookNo
             except regions.RegionError as error:
                 raise master.error(cell, str(error), error.line - 1) from None
         elif "setup" in cell.tags:
-            source = f"{bootstrap_text(repository)}\n\n{source}"
+            # A cell of its own, folded: of no interest outside Colab.
+            cells.append(_bootstrap_cell(f"{master.slug}-{len(cells):03d}", repository))
         if cell.kind == "code":
             source = _PRAGMA.sub("", source)
         if not cells:
@@ -178,6 +179,11 @@ def generate(master: Master, target: Target, repository: str = "") -> NotebookNo
 def _records(master: Master) -> list[Any]:
     marked = any(cell.mark for cell in master.cells)
     return exercises_of(master.package) if marked else []
+
+
+def _bootstrap_cell(cell_id: str, repository: str) -> NotebookNode:
+    metadata = {"jupyter": {"source_hidden": True}}
+    return new_code_cell(bootstrap_text(repository), id=cell_id, metadata=metadata)
 
 
 def _with_header(source: str, master: Master, target: Target, repository: str) -> str:

@@ -4,8 +4,8 @@ A master is a jupytext `py:percent` file. `notebooks/src/NN_slug.py` is a chapte
 `solutions/src/NN_slug.py` holds a chapter's exercises and their solutions. Beyond plain cells it
 knows these marks on a cell's `# %%` line:
 
-    tags=["setup"]          the first code cell: imports and `setup("slug")`; the build adds the
-                            Colab bootstrap above it
+    tags=["setup"]          the first code cell: imports and `setup("slug")`; the build puts the
+                            Colab bootstrap above it, as a folded cell
     tags=["outcome"]        the outcome of a prediction; its source is folded
     tags=["folded"]         any other cell whose source is folded
     tags=["solution"]       only in the solution notebook

@@ -22,18 +22,18 @@ def read(root: Path, folder: str):
 
 def test_chapter_is_executed_folded_and_clean(built: Path):
     notebook = read(built, "notebooks")
-    assert [cell.id for cell in notebook.cells] == [f"{SLUG}-{i:03d}" for i in range(6)]
-    first = notebook.cells[1]
-    assert first.source.startswith(bootstrap_text(""))
-    assert first.source.splitlines()[-4] == "import json"
-    outcome = notebook.cells[3]
+    assert [cell.id for cell in notebook.cells] == [f"{SLUG}-{i:03d}" for i in range(7)]
+    bootstrap, first, _, outcome = notebook.cells[1:5]
+    assert bootstrap.source == bootstrap_text("")
+    assert bootstrap.metadata == {"jupyter": {"source_hidden": True}}
+    assert first.source.startswith("import json")
     assert outcome.metadata == {"jupyter": {"source_hidden": True}}
     assert outcome.outputs[0].text == "gpus: ''\nhome has 0 files\n"
-    assert notebook.cells[4].outputs[0].data == {"text/plain": "42"}
+    assert notebook.cells[5].outputs[0].data == {"text/plain": "42"}
     assert set(notebook.metadata) == {"kernelspec", "language_info", "course"}
     assert notebook.metadata.language_info == {"name": "python"}
     assert all("execution" not in cell.metadata for cell in notebook.cells)
-    listing = notebook.cells[5].source
+    listing = notebook.cells[6].source
     assert "../exercises/01_small_chapter.ipynb#The-total-of-it" in listing
     assert listing.index("**Core**") < listing.index("**Stretch**")
 
@@ -54,12 +54,12 @@ def test_solution_and_exercise_come_from_one_master(built: Path):
     assert "These are the solutions" in solution.cells[0].source
     assert "These are the solutions" not in exercise.cells[0].source
     assert all(not cell.get("outputs") for cell in exercise.cells)
-    assert [cell.metadata.get("course") for cell in exercise.cells[2:5]] == [
+    assert [cell.metadata.get("course") for cell in exercise.cells[3:6]] == [
         None,
         {"exercise": "total"},
         {"check": "total"},
     ]
-    card = exercise.cells[2].source
+    card = exercise.cells[3].source
     assert card.startswith("## The total of it\n\n**Exercise 1, core** · write a function: `total`")
     assert "difficulty ●●○○○ (2 of 5)" in card
 
