@@ -124,7 +124,7 @@ def test_check_sees_missing_orphaned_unreadable_and_unexecuted_files(built: Path
 def test_a_failing_cell_is_named_and_nothing_is_written(small: Path):
     master = small / "notebooks" / "src" / f"{SLUG}.py"
     master.write_text(master.read_text().replace("6 * 7", "assert 6 * 7 == 43, 'not so'"))
-    with pytest.raises(BuildError, match=rf"src/{SLUG}.py: cell {SLUG}-004 .*failed") as caught:
+    with pytest.raises(BuildError, match=rf"src/{SLUG}.py: cell {SLUG}-005 .*failed") as caught:
         build(small, say=lambda line: None)
     assert "AssertionError: not so" in str(caught.value)
     assert "\x1b" not in str(caught.value)
@@ -141,7 +141,7 @@ def test_problems_of_a_master_stop_its_build(small: Path):
 def test_a_notebook_that_is_too_large_is_refused(small: Path):
     master = small / "notebooks" / "src" / f"{SLUG}.py"
     master.write_text(master.read_text().replace("6 * 7", "'x' * 1_600_000"))
-    with pytest.raises(BuildError, match=f"at most 1,500,000. Largest cell: {SLUG}-004"):
+    with pytest.raises(BuildError, match=f"at most 1,500,000. Largest cell: {SLUG}-005"):
         build(small, [SLUG], say=lambda line: None)
 
 
