@@ -205,7 +205,7 @@ EXERCISE = Exercise(
     ),
     why="You have the inner loop of every FlashAttention under your fingers.",
     points=4,
-    minutes=15,
+    minutes=9,
     difficulty=3,
     core=False,
     cases=cases,

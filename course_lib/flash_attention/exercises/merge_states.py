@@ -204,6 +204,79 @@ def empty_counts(out_a, lse_a, out_b, lse_b) -> Pair:
     )
 
 
+@misconception(
+    "both parts empty",
+    question="What is softmax of (-inf, -inf), and which 0 / 0 is in it?",
+    says="This is what you get when the shares are softmax(lse), or exp(lse - L): right as long as "
+    "one part saw a key, and NaN where both are empty.",
+)
+def softmax_of_two_infinities(out_a, lse_a, out_b, lse_b) -> Pair:
+    share = torch.softmax(torch.stack([lse_a, lse_b]), dim=0)
+    out = share[0][:, None] * out_a + share[1][:, None] * out_b
+    return out, torch.logaddexp(lse_a, lse_b)
+
+
+@misconception(
+    "emptiness asked of all rows at once",
+    question="In one row both parts are empty, in the next only one is. Which branch do you take?",
+    says="This is what you get when one `if` decides for all rows whether a part is empty: rows "
+    "differ, so each needs its own `torch.where`.",
+)
+def checked_all_at_once(out_a, lse_a, out_b, lse_b) -> Pair:
+    if bool((lse_a == NEVER).all()):
+        return out_b, lse_b
+    if bool((lse_b == NEVER).all()):
+        return out_a, lse_a
+    return softmax_of_two_infinities.wrong(out_a, lse_a, out_b, lse_b)
+
+
+@misconception(
+    "NaN replaced in lse too",
+    question="Two empty parts make an empty part. Is the lse of an empty part 0?",
+    says="This is what you get when NaN becomes 0 in both outputs: right for out, but lse = 0 is a "
+    "part that saw one key with score 0.",
+)
+def nan_replaced_in_lse(out_a, lse_a, out_b, lse_b) -> Pair:
+    out, lse = empty_is_nan.wrong(out_a, lse_a, out_b, lse_b)
+    return out.nan_to_num(0.0), torch.where(lse.isnan(), 0.0, lse)
+
+
+@misconception(
+    "maximum not added back",
+    question="Your sum was measured from `top`. From where is the lse measured that you return?",
+    says="This is what you get when log(total) is returned without the maximum that was subtracted "
+    "before.",
+)
+def origin_not_added_back(out_a, lse_a, out_b, lse_b) -> Pair:
+    out, lse = shifted(out_a, lse_a, out_b, lse_b)
+    top = torch.maximum(lse_a, lse_b)
+    return out, lse - torch.where(top == NEVER, 0.0, top)
+
+
+@misconception(
+    "not divided by the joint sum",
+    question="What do the two weights of a row add up to?",
+    says="This is what you get when the outputs are weighed by exp(lse - maximum) and the result "
+    "is not divided by the sum of the weights.",
+)
+def not_divided(out_a, lse_a, out_b, lse_b) -> Pair:
+    top = torch.maximum(lse_a, lse_b)
+    origin = torch.where(top == NEVER, 0.0, top)
+    weight_a, weight_b = torch.exp(lse_a - origin), torch.exp(lse_b - origin)
+    out = weight_a[:, None] * out_a + weight_b[:, None] * out_b
+    return out, origin + torch.log(weight_a + weight_b)
+
+
+@misconception(
+    "weights without an axis for D",
+    question="A weight is [M] and an output [M, D]. Along which axis is the weight laid?",
+    says="This is what you get when `[:, None]` is missing: M weights meet D columns.",
+)
+def no_axis_for_d(out_a, lse_a, out_b, lse_b) -> Pair:
+    lse = torch.logaddexp(lse_a, lse_b)
+    return torch.exp(lse_a - lse) * out_a + torch.exp(lse_b - lse) * out_b, lse
+
+
 EXERCISE = Exercise(
     id="flash_attention.merge_states",
     kind="function",
@@ -215,7 +288,7 @@ EXERCISE = Exercise(
     ),
     why="This merge is what lets many programs share one long row: split-KV, ring attention.",
     points=5,
-    minutes=12,
+    minutes=14,
     difficulty=2,
     core=True,
     cases=cases,
@@ -233,10 +306,17 @@ EXERCISE = Exercise(
         empty_is_nan,
         not_shifted,
         empty_counts,
+        softmax_of_two_infinities,
+        checked_all_at_once,
+        nan_replaced_in_lse,
+        origin_not_added_back,
+        not_divided,
+        no_axis_for_d,
     ),
     hints=(
         "Re-read the solved example above this card. By hand: sums 2 and 6 (lse is their "
-        "logarithm), outputs 1 and 5. The joint sum is 8. What is the output?",
+        "logarithm), outputs 1 and 5. The joint sum is 8. What is the output? Then an empty part: its "
+        "sum is 0. And two of them: which 0 / 0 or -inf - (-inf) does your code compute?",
         "Print the two weights divided by their sum: they are shares, at least 0, and add up to 1 "
         "in every row that saw a key. Then merge in the other order: nothing may change.",
         "```python\ntop = torch.maximum(lse_a, lse_b)\n"

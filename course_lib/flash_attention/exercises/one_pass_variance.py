@@ -207,7 +207,7 @@ EXERCISE = Exercise(
     ),
     why="The pattern is general: find the state that merges, and any reduction can be tiled.",
     points=4,
-    minutes=10,
+    minutes=16,
     difficulty=3,
     core=True,
     cases=cases,

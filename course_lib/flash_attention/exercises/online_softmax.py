@@ -222,13 +222,14 @@ EXERCISE = Exercise(
     kind="function",
     title="Online softmax",
     task=(
-        "`tiles` yields the scores a tile at a time, in one buffer that is overwritten, as on-chip "
-        "memory is. Return the maximum of all scores and the sum of `exp(score - maximum)`, after "
-        "one pass."
+        "`tiles` yields the scores a tile at a time. On a chip the next tile lands where the last "
+        "one lay, and so it is here: once you ask for the next tile, the old one is overwritten "
+        "with NaN (so `list(tiles)` holds nothing useful). Return the maximum of all scores and "
+        "the sum of `exp(score - maximum)`, after one pass."
     ),
     why="This recurrence is why attention can be computed without its N × N matrix.",
     points=5,
-    minutes=12,
+    minutes=10,
     difficulty=2,
     core=True,
     cases=cases,
@@ -261,7 +262,7 @@ EXERCISE = Exercise(
         largest_tensor=lambda data: 4 * max(data["sizes"]),
     ),
     forbids=("aten::logsumexp", "aten::_softmax"),
-    unlocks=("merge_states", "tiled_attention"),
+    unlocks=("take_tile", "merge_states", "tiled_attention"),
     usual_failures=(
         "returns the probabilities instead of the two statistics",
         "starts the maximum at the first tile and then adds that tile twice",

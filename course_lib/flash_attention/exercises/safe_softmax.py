@@ -22,13 +22,32 @@ def largest_exponent(data: Data) -> float:
     return math.log(LARGEST_FP16)
 
 
+def nearest_known(answer, data):
+    """The answer; near a well-known wrong number that number, so that 88.7 is known as 88.72."""
+    known = (
+        (11.0, 10.6, 11.07),
+        (11.0, 11.11, 11.4),
+        (12.0, 11.4, 12.6),
+        (88.72, 88.0, 89.5),
+        (15.9993, 15.5, 16.5),
+        (4.8163, 4.7, 5.0),
+        (10.3972, 10.3, 10.5),
+        (65504.0, 65000.0, 66000.0),
+    )
+    for number, low, high in known:
+        if isinstance(answer, int | float) and low <= answer <= high:
+            return number
+    return answer
+
+
 OVERFLOW_SCORE = Exercise(
     id="flash_attention.overflow_score",
     kind="answer",
     title="Predict: where does exp overflow?",
     task=(
         "The largest fp16 number is 65,504. Above which score `x` does `exp(x)` overflow to "
-        "infinity in fp16? Two decimals. Commit to a number before you compute one."
+        "infinity in fp16? Two decimals; a hundredth off still passes. Commit to a number before "
+        "you compute one."
     ),
     why="You see how few scores a softmax survives without its maximum subtracted.",
     points=1,
@@ -36,6 +55,7 @@ OVERFLOW_SCORE = Exercise(
     difficulty=1,
     core=True,
     cases=question,
+    harness=nearest_known,
     oracle=largest_exponent,
     # The last is the largest fp16 number whose exponential is finite in fp16.
     accepts=(math.log(LARGEST_FP16), 11.09, 11.0859375),
@@ -66,9 +86,22 @@ OVERFLOW_SCORE = Exercise(
         ),
         Misconception(
             "exponent without fraction",
-            math.log(32768.0),
+            10.3972,
             "The largest exponent is 15. How much does the fraction 1.999 add?",
             "This is what you get for 2**15: the largest fp16 number is nearly twice that.",
+        ),
+        Misconception(
+            "not to two decimals",
+            11.0,
+            "Close: which x solves e^x = 65,504, to two decimals?",
+            "This is what you get when the solution is rounded, or read off a table of exp.",
+        ),
+        Misconception(
+            "first whole number that overflows",
+            12.0,
+            "exp(12) overflows. Does exp(11.5)?",
+            "This is what you get when whole scores are tried: 11 is finite, 12 is not, and the "
+            "limit lies between them.",
         ),
     ),
     hints=(
@@ -217,17 +250,54 @@ def undivided(scores: torch.Tensor) -> torch.Tensor:
     return torch.exp(wide - wide.amax(dim=-1, keepdim=True)).half()
 
 
+@misconception(
+    "left in fp32",
+    question="Which dtype did the scores come in, and which does the task ask you to return?",
+    says="This is what you get when the result of the fp32 computation is not brought back to "
+    "fp16.",
+)
+def left_in_fp32(scores: torch.Tensor) -> torch.Tensor:
+    wide = scores.float()
+    terms = torch.exp(wide - wide.amax(dim=-1, keepdim=True))
+    return terms / terms.sum(dim=-1, keepdim=True)
+
+
+@misconception(
+    "one sum for all rows",
+    question="What does each row of your output add up to: 1, or less?",
+    says="This is what you get when the terms are divided by the sum of the whole matrix.",
+)
+def sum_of_everything(scores: torch.Tensor) -> torch.Tensor:
+    wide = scores.float()
+    terms = torch.exp(wide - wide.amax(dim=-1, keepdim=True))
+    return (terms / terms.sum()).half()
+
+
+@misconception(
+    "maximum without its axis",
+    question="The maxima have shape [M]. Along which axis of [M, N] are they laid when you "
+    "subtract them?",
+    says="This is what you get without `keepdim=True`: the maxima of the rows are subtracted from "
+    "the columns.",
+)
+def maximum_without_its_axis(scores: torch.Tensor) -> torch.Tensor:
+    wide = scores.float()
+    terms = torch.exp(wide - wide.amax(dim=-1))
+    return (terms / terms.sum(dim=-1, keepdim=True)).half()
+
+
 SAFE_SOFTMAX = Exercise(
     id="flash_attention.safe_softmax",
     kind="function",
     title="A softmax that cannot overflow",
     task=(
-        "Return the softmax of each row of `scores`, in fp16 as they came. It must be finite and "
-        "right for every finite row, whatever its size and however many scores it has."
+        "Return the softmax of each row of `scores`. They are fp16: compute in fp32, and return "
+        "fp16. It must be finite and right for every finite row, however large its scores are and "
+        "however many it has."
     ),
     why="The maximum of a row, which you need here, is the first of the two softmax statistics.",
     points=2,
-    minutes=4,
+    minutes=9,
     difficulty=1,
     core=True,
     cases=cases,
@@ -243,6 +313,9 @@ SAFE_SOFTMAX = Exercise(
         divided_by_max,
         half_sum,
         undivided,
+        left_in_fp32,
+        sum_of_everything,
+        maximum_without_its_axis,
     ),
     hints=(
         "By hand: scores 12, 1, 0. Subtract 12 from each. The weights are exp(0), exp(-11), "

@@ -192,6 +192,20 @@ def state_cleared(row_max, row_sum, acc, scores, values) -> State:
     )
 
 
+@misconception(
+    "origin returned as maximum",
+    question="You measure an empty row from 0. Is 0 its maximum, or is that still -inf?",
+    says="This is what you get when the origin that replaces -inf is returned as well: measure "
+    "from 0 where `new_max` is -inf, but return `new_max`.",
+)
+def origin_returned(row_max, row_sum, acc, scores, values) -> State:
+    new_max = torch.maximum(row_max, scores.amax(dim=1))
+    new_max = torch.where(new_max == NEVER, 0.0, new_max)
+    weights = torch.exp(scores - new_max[:, None])
+    rescale = torch.exp(row_max - new_max)
+    return new_max, row_sum * rescale + weights.sum(1), acc * rescale[:, None] + weights @ values
+
+
 EXERCISE = Exercise(
     id="flash_attention.take_tile",
     kind="function",
@@ -203,7 +217,7 @@ EXERCISE = Exercise(
     ),
     why="Causal masks and padding make such rows every day; every fast kernel has this guard.",
     points=3,
-    minutes=6,
+    minutes=5,
     difficulty=2,
     core=True,
     cases=cases,
@@ -218,6 +232,7 @@ EXERCISE = Exercise(
         tile_skipped,
         max_at_least_zero,
         state_cleared,
+        origin_returned,
     ),
     hints=(
         "By hand: a row with scores -inf, then 1, one at a time. After the first, `row_max` and "

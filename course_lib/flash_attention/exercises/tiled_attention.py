@@ -24,6 +24,16 @@ def cases(size: str, seed: int) -> Iterable[Case]:
         }
 
     yield Case(
+        "one query, one tile of two keys: only the scale and the division matter",
+        {
+            "q": torch.tensor([[2.0, 0.0, 0.0, 0.0]]),
+            "k": torch.tensor([[math.log(3.0), 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]),
+            "v": torch.tensor([[4.0, 8.0, 0.0, 4.0], [0.0, 0.0, 4.0, 4.0]]),
+            "block_m": 1,
+            "block_n": 2,
+        },
+    )
+    yield Case(
         "one query; the second key scores higher",
         {
             "q": torch.tensor([[2.0, 0.0]]),
@@ -125,15 +135,23 @@ def _wrong(
     scale=lambda dim, block_n: dim**-0.5,
     last_key=lambda keys, block_n: keys,
     pad: bool = False,
+    last_query=lambda rows, block_m: rows,
+    cut: bool = False,
+    tall: bool = False,
+    carried: bool = False,
+    old_max_kept: bool = False,
+    last_sum: bool = False,
 ):
     """The first accepted answer with one thing wrong."""
 
     def answer(q, k, v, block_m: int, block_n: int) -> torch.Tensor:
         out = torch.zeros_like(q)
-        for i in range(0, q.shape[0], block_m):
+        end = last_query(q.shape[0], block_m)
+        for i in range(0, end, block_m):
             q_tile = q[i : i + block_m] * scale(q.shape[1], block_n)
-            row_max = q.new_full((len(q_tile), 1), -math.inf)
-            row_sum, acc = torch.zeros_like(row_max), torch.zeros_like(q_tile)
+            if i == 0 or not carried:
+                row_max = q.new_full((block_m if tall else len(q_tile), 1), -math.inf)
+                row_sum, acc = torch.zeros_like(row_max), torch.zeros_like(q_tile)
             for j in range(0, last_key(k.shape[0], block_n), block_n):
                 k_tile, v_tile = k[j : j + block_n], v[j : j + block_n]
                 if pad:
@@ -146,13 +164,14 @@ def _wrong(
                 rescale, weights = torch.exp(row_max - new_max), torch.exp(scores - new_max)
                 if backwards and j > 0:
                     rescale = 1 / rescale
-                row_sum = row_sum * (rescale if rescale_sum else 1) + weights.sum(1, keepdim=True)
+                row_sum = row_sum * (rescale if rescale_sum else 1) * (not last_sum)
+                row_sum = row_sum + weights.sum(1, keepdim=True)
                 acc = acc * (rescale if rescale_acc else 1) + weights @ v_tile
                 if normalise_each:
                     acc = acc / row_sum
-                row_max = new_max
+                row_max = row_max if old_max_kept else new_max
             out[i : i + block_m] = acc / row_sum if divide and not normalise_each else acc
-        return out
+        return out[:end] if cut else out
 
     return answer
 
@@ -188,13 +207,14 @@ EXERCISE = Exercise(
     kind="function",
     title="Attention in tiles",
     task=(
+        "Close the chapter first: its loop is what you write here. "
         "Return `softmax(q kᵀ / sqrt(D)) v` without ever making a tensor larger than `q`, `k` or "
         "the output. Take `block_m` queries at a time, walk over the keys `block_n` at a time, and "
         "carry the three running quantities of the chapter. Extents need not divide."
     ),
     why="This is FlashAttention; the kernel later only changes where the tiles live.",
     points=6,
-    minutes=19,
+    minutes=20,
     difficulty=3,
     core=True,
     cases=cases,
@@ -278,6 +298,47 @@ EXERCISE = Exercise(
             "A key of zeros has score 0. Is its weight 0?",
             "This is what you get when the last tile is padded with zeros: exp(0 - max) is not 0.",
         ),
+        Misconception(
+            "last queries left out",
+            _wrong(last_query=lambda rows, block_m: max(rows // block_m, 1) * block_m),
+            "How many blocks of 4 cover 7 queries?",
+            "This is what you get when the number of query blocks is rounded down: the last rows "
+            "are never written.",
+        ),
+        Misconception(
+            "last queries missing from the output",
+            _wrong(last_query=lambda rows, block_m: max(rows // block_m, 1) * block_m, cut=True),
+            "How many blocks of 4 cover 7 queries, and how many rows do yours have together?",
+            "This is what you get when only whole blocks of queries are collected.",
+        ),
+        Misconception(
+            "state as tall as a whole block",
+            _wrong(tall=True),
+            "Seven queries in blocks of 4: how many rows has the last block, and how many has its "
+            "`row_max`?",
+            "This is what you get when the state is made with `block_m` rows; the last block has "
+            "fewer queries than that.",
+        ),
+        Misconception(
+            "state carried into the next queries",
+            _wrong(carried=True),
+            "The second block of queries starts. Which keys has it seen so far?",
+            "This is what you get when `row_max`, `row_sum` and `acc` are made once, outside the "
+            "loop over the queries.",
+        ),
+        Misconception(
+            "maximum never stored",
+            _wrong(old_max_kept=True),
+            "After the first tile, what is `row_max`? And so what is `rescale` for the second?",
+            "This is what you get when `row_max = new_max` is missing: it stays -inf, and each "
+            "tile wipes out those before it.",
+        ),
+        Misconception(
+            "divided by the last tile's sum",
+            _wrong(last_sum=True),
+            "`acc` holds all keys. Which keys does `row_sum` hold?",
+            "This is what you get when `row_sum` is set in each tile instead of added to.",
+        ),
         whole_matrix,
         averaged,
     ),
@@ -298,7 +359,7 @@ EXERCISE = Exercise(
         peak_bytes=lambda data: 4 * 5 * max(data[name].numel() for name in "qkv"),
     ),
     forbids=("aten::_softmax", "aten::scaled_dot_product_attention"),
-    unlocks=("first_flash", "causal_tiles"),
+    unlocks=("one_pass_variance", "first_flash", "causal_tiles"),
     usual_failures=(
         "forgets to rescale the accumulator, since row_sum was the exercise before",
         "keeps row_max as [block_m] and broadcasts it along the wrong dimension",
