@@ -10,6 +10,11 @@ from course_lib.grading.exercise import chapters
 from course_lib.notebook.cards import Card
 
 SIGNS = {"passed": "✓", "failed": "✗", "todo": "○", "new": "○"}
+# A notebook that is not trusted yet loses its styles. Then these separators keep words apart; with
+# styles, columns do, and the separators are hidden.
+STYLE = "<style>.course-progress .course-apart { display: none; }</style>"
+COLON, COMMA, DOT = (f"<span class='course-apart'>{sign} </span>" for sign in (":", ",", " ·"))
+
 WORDS = {"passed": "passed", "failed": "not yet", "todo": "begun", "new": "to do"}
 
 
@@ -117,7 +122,7 @@ def _next_lines(data: dict[str, Any]) -> list[str]:
                 if row["id"] == data["next"]:
                     lines.append(
                         f"Next: {row['title']} (chapter {_number(chapter['slug'])}, "
-                        f"{row['minutes']} minutes)."
+                        f"{row['minutes']} {'minute' if row['minutes'] == 1 else 'minutes'})."
                     )
     elif data["chapters"]:
         lines.append("Every exercise has passed.")
@@ -138,18 +143,19 @@ def _html(data: dict[str, Any]) -> str:
         share = chapter["points"] / chapter["max_points"] if chapter["max_points"] else 0.0
         rows = "".join(
             f"<span class='course-{row['status']}'><span aria-hidden='true'>"
-            f"{SIGNS[row['status']]}</span> {WORDS[row['status']]}</span>"
-            f"<span>{escape(row['title'])}</span>"
-            f"<span class='course-quiet'>{row['points']} of {row['max_points']}</span>"
+            f"{SIGNS[row['status']]}</span> {WORDS[row['status']]}{COLON}</span>"
+            f"<span>{escape(row['title'])}{COMMA}</span>"
+            f"<span class='course-quiet'>{row['points']} of {row['max_points']}"
+            f"<span class='course-apart'> points, </span></span>"
             f"<span class='course-quiet'>{row['minutes']} min, "
-            f"{'core' if row['core'] else 'stretch'}</span>"
+            f"{'core' if row['core'] else 'stretch'}<span class='course-apart'><br></span></span>"
             for row in chapter["exercises"]
         )
         opened = " open" if chapter["slug"].split("_", 1)[1] == next_chapter else ""
         passed = sum(row["status"] == "passed" for row in chapter["exercises"])
         parts.append(
             f"<div class='course-chapter'><div><b>{_number(chapter['slug'])}</b> "
-            f"<span>{escape(chapter['title'])}</span><span class='course-aside'>"
+            f"<span>{escape(chapter['title'])}{DOT}</span><span class='course-aside'>"
             f"{chapter['points']} of {chapter['max_points']} points</span></div>"
             f"<div class='course-bar' aria-hidden='true'>"
             f"<div style='width:{100 * share:.0f}%'></div></div>"
@@ -157,4 +163,4 @@ def _html(data: dict[str, Any]) -> str:
             f"</summary><div class='course-exercises'>{rows}</div></details></div>"
         )
     parts += [f"<p>{escape(line)}</p>" for line in _next_lines(data)]
-    return section("progress", *parts)
+    return STYLE + section("progress", *parts)

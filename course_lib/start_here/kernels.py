@@ -1,4 +1,4 @@
-"""Five kernels, each one edit away from the one before: the rungs of chapter 00.
+"""Five kernels, each built on the ones before: the rungs of chapter 00.
 
                    grid                 a program owns       new on this rung
     add            tiles of n           BLOCK elements       program id, offsets, mask

@@ -25,6 +25,10 @@ class Tiling:
         """Programs along each axis: the launch grid."""
         return -(-self.rows // self.tile_rows), -(-self.columns // self.tile_columns)
 
+    def name_of(self, m: int, n: int) -> str:
+        """A program as its kernel knows it: a number, or a pair where the grid has two axes."""
+        return f"({m}, {n})" if min(self.grid) > 1 else f"{m + n}"
+
     @property
     def programs(self) -> int:
         """Programs in the grid."""
@@ -75,7 +79,8 @@ def _tile(svg: Svg, state: Tiling, m: int, n: int, dx: float, dy: float) -> None
     x, y = LEFT + left * dx, TOP + top * dy
     width, height = state.tile_columns * dx, state.tile_rows * dy
     inside_w, inside_h = inside_n * dx, inside_m * dy
-    tip = f"program ({m}, {n}): {inside_m * inside_n} elements"
+    label = state.name_of(m, n)
+    tip = f"program {label}: {inside_m * inside_n} elements"
     if inside_w < width or inside_h < height:
         svg.rect(x, y, width, height, fill="paper", tip=tip)
         svg.rect(x, y, width, height, fill="orange", opacity=0.32, tip=tip)
@@ -83,7 +88,6 @@ def _tile(svg: Svg, state: Tiling, m: int, n: int, dx: float, dy: float) -> None
     shade = 0.42 if (m + n) % 2 == 0 else 0.2
     svg.rect(x, y, inside_w, inside_h, fill="blue", opacity=shade, tip=tip)
     svg.rect(x, y, width, height, stroke="muted", line=0.8)
-    label = f"({m}, {n})"
     size = min(13.0, height - 2, 1.6 * width / len(label))
     if size < 7:
         return
@@ -98,10 +102,12 @@ def describe_tiling(state: Tiling) -> str:
     """The state in words."""
     grid_m, grid_n = state.grid
     share = 100 * state.idle / state.lanes
+    grid = f"{grid_m} × {grid_n}, which is" if min(state.grid) > 1 else "one axis:"
+    programs = "1 program" if state.programs == 1 else f"{state.programs:,} programs"
     return (
         f"A matrix of {state.rows} × {state.columns} in tiles of {state.tile_rows} × "
-        f"{state.tile_columns} needs a grid of {grid_m} × {grid_n}, which is {state.programs:,} "
-        f"programs with {state.lanes:,} lanes. {state.idle:,} lanes ({share:.0f} %) stand for no "
+        f"{state.tile_columns} needs a grid of {grid} {programs} "
+        f"with {state.lanes:,} lanes. {state.idle:,} lanes ({share:.0f} %) stand for no "
         f"element and are masked."
     )
 

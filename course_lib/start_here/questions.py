@@ -27,8 +27,9 @@ PREDICT = (
             "memory during most of the time, with or without the addition.",
         },
         reply=(
-            "Both read 80 MB and write 80 MB, and that is what takes the time. Even exp, a dozen "
-            "operations a number, costs only one to three copies."
+            "Both read 80 MB and write 80 MB, and that is what takes the time. `exp` shows where "
+            "this ends: with about a dozen operations a number, one core computes longer than it "
+            "waits."
         ),
     ),
     Question(

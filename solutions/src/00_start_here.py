@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercises: what does a kernel do with memory?
 #
-# Five rungs and three small questions, in the order of [the chapter](../notebooks/00_start_here.ipynb). Each kernel is one edit away from the one before. Write, run the cell, run the `check` below it. Stuck? `hint("row_sum")` gives one hint at a time.
+# Five rungs and three small questions, in the order of [the chapter](../notebooks/00_start_here.ipynb). A check counts in either notebook. Write, run the cell, run the `check` below it. Stuck? `hint("row_sum")` gives one hint at a time, and `print(x)` in a kernel shows what it holds.
 
 # %% tags=["setup"]
 import torch  # noqa: F401
@@ -31,6 +31,8 @@ check(warm_up)
 # Elements past the end of `out` that are written, for n = 1,000 and BLOCK = 128.
 # BEGIN SOLUTION
 # STUB past_the_end = ...
+# The grid is cdiv(1000, 128) = 8 programs, for 7 would stop at element 896. Each of them writes
+# its whole block, elements 0 to 1,023 in all, and `out` ends at 999.
 past_the_end = 8 * 128 - 1000
 # END SOLUTION
 
@@ -89,17 +91,19 @@ def row_sum(x, out):
 # %% check="row_sum"
 check(row_sum)
 
-# %% [markdown] card="other_for_max"
+# %% [markdown] card="other_for_product"
 
-# %% exercise="other_for_max"
+# %% exercise="other_for_product"
 # One letter in quotes: "a", "b", "c" or "d".
 # BEGIN SOLUTION
-# STUB other_for_max = ...
-other_for_max = "b"
+# STUB other_for_product = ...
+# Go backwards: a factor of 1 leaves a product alone, and q = 1 - p is 1 for p = 0. The neutral
+# element is that of the whole way from the load to the reduction, not of the reduction alone.
+other_for_product = "b"
 # END SOLUTION
 
-# %% check="other_for_max"
-check(other_for_max=other_for_max)
+# %% check="other_for_product"
+check(other_for_product=other_for_product)
 
 # %% [markdown] card="row_softmax"
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import unquote
+
 import pytest
 import torch
 
-from course_lib import interpreted
+from course_lib import interpreted, progress
+from course_lib.grading.exercise import chapters
 from course_lib.runtime.interpreter import OutOfBounds
+from course_lib.runtime.measure import Timing
 from course_lib.runtime.tile import HAS_TRITON, TritonUnavailable, tl, triton
 from course_lib.start_here.exercises import CHAPTER
 from course_lib.start_here.labs import RUNGS, rung, who_owns_what
-from course_lib.start_here.page import needs_triton, solved, without_end
+from course_lib.start_here.page import (
+    ADDITION_TO_COPY,
+    MAP,
+    PRODUCT_TO_ADDITION,
+    RECORDED_MS,
+    believed,
+    map_card,
+    needs_triton,
+    solved,
+    without_end,
+)
 from course_lib.start_here.questions import PREDICT
 
 needs = pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
@@ -78,6 +93,9 @@ def test_the_rungs_state_their_numbers() -> None:
     assert (states[4].rows - 16) * (states[4].columns - 32) == 9
     assert who_owns_what.state(rows=1, columns=100, tile_rows=1, tile_columns=4).idle == 0
     assert rung(4).sentence.startswith("A matrix of 19 × 35")
+    # As the kernel's `tl.program_id(0)` and the guard's errors count them.
+    assert [states[1].name_of(0, n) for n in range(2)] == ["0", "1"]
+    assert states[4].name_of(2, 1) == "(2, 1)"
 
 
 def test_a_machine_without_triton_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,5 +115,62 @@ def test_a_solved_kernel_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "tl.sum" in shown[0].text
 
 
-def test_the_core_fits_into_an_hour() -> None:
-    assert sum(exercise.minutes for exercise in CHAPTER.exercises) <= 60
+def timings(spread: float, **seconds: float) -> dict[str, Timing]:
+    names = {"copy": 10e-3, "+ 1": 10e-3, "exp": 20e-3, "matmul": 30e-3} | seconds
+    return {name: Timing(median, median, median * spread, 7) for name, median in names.items()}
+
+
+def test_a_steady_machine_is_believed_even_when_it_disagrees() -> None:
+    times = believed(timings(1.1, copy=20e-3, matmul=200e-3))
+    assert times.here
+    assert "0.50 × copy" in str(times.against_the_copy())
+    assert "disagrees" in str(times.against_the_copy())
+    assert "disagrees" in str(times.against_the_addition())
+    assert "disagrees" not in str(believed(timings(1.1)).against_the_copy())
+
+
+def test_an_unsteady_machine_is_not_believed_even_when_it_agrees() -> None:
+    times = believed(timings(1.5))
+    assert not times.here
+    assert times.ms == RECORDED_MS
+    assert "differ by 50 %" in times.origin
+
+
+def test_the_recorded_run_says_what_the_text_says() -> None:
+    times = believed(timings(9.0))
+    assert ADDITION_TO_COPY[0] < times.of("+ 1", "copy") < ADDITION_TO_COPY[1]
+    assert times.of("matmul", "+ 1") < PRODUCT_TO_ADDITION[1]
+    assert round(times.of("exp", "copy")) == 2
+
+
+def test_the_map_marks_what_is_planned() -> None:
+    here = {chapter.slug.split("_")[0]: chapter for chapter in chapters()}
+    lines = str(map_card()).splitlines()
+    assert [line.split()[0] for line in lines] == [number for number, *_ in MAP]
+    for line, (number, _, question, _) in zip(lines, MAP, strict=True):
+        assert line.endswith("(planned)") == (number not in here)
+        if number in here:
+            assert question == here[number].title
+
+
+def test_the_text_links_to_the_exercises_it_names(root) -> None:
+    text = (root / "notebooks" / "src" / "00_start_here.py").read_text(encoding="utf-8")
+    links = re.findall(r"\[exercise (\d)\]\(\.\./exercises/00_start_here\.ipynb#([^)]+)\)", text)
+    assert [int(number) for number, _ in links] == [3, 4, 5, 6, 7, 8]
+    for number, fragment in links:
+        title = unquote(fragment).replace("-", " ")
+        assert title == CHAPTER.exercises[int(number) - 1].title.replace("-", " ")
+
+
+def test_the_stated_times_add_up() -> None:
+    """An hour of exercises beside 40 minutes of reading; 1 to 6 fit into the two-hour road."""
+    minutes = [exercise.minutes for exercise in CHAPTER.exercises]
+    assert sum(minutes) == 60
+    assert 40 + sum(minutes[:6]) + 45 <= 120
+
+
+def test_progress_reads_well_without_styles() -> None:
+    html = re.sub(r"<style>.*?</style>", "", progress().html, flags=re.DOTALL)
+    words = " ".join(re.sub(r"<[^>]+>", "", html.replace("<br>", "\n")).split())
+    assert "to do: Read a card, change one character, 0 of 1 points, 2 min, core" in words
+    assert "memory? · 0 of" in words

@@ -4,7 +4,7 @@ from course_lib.grading.exercise import Chapter
 from course_lib.start_here.exercises import (
     masked_add,
     matmul,
-    other_for_max,
+    other_for_product,
     past_the_end,
     ragged_copy,
     row_softmax,
@@ -20,7 +20,7 @@ CHAPTER = Chapter(
         past_the_end.EXERCISE,
         masked_add.EXERCISE,
         row_sum.EXERCISE,
-        other_for_max.EXERCISE,
+        other_for_product.EXERCISE,
         row_softmax.EXERCISE,
         ragged_copy.EXERCISE,
         matmul.EXERCISE,

@@ -206,7 +206,7 @@ EXERCISE = Exercise(
         "Add `x` and `y` into `out`, all `[n]`, for any n. `masked_add` launches the kernel; the "
         "kernel is yours. "
         "Every element of `out` starts as NaN, so a NaN in your result is an element that no "
-        "program wrote."
+        "program wrote. If you passed it in the chapter, skip it."
     ),
     why="You can write a kernel that stays inside its tensors whatever their length.",
     points=2,

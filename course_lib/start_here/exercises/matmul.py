@@ -275,6 +275,113 @@ def b_stays(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     _b_stays[_grid(out)](*_arguments(a, b, out), BLOCK=16)
 
 
+@triton.jit
+def _whole_steps(a_ptr, b_ptr, out_ptr, M, K, N, stride_am, stride_ak, stride_bk, stride_bn,
+                 stride_om, stride_on, BLOCK: tl.constexpr):  # fmt: skip
+    offs_m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    offs_n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for step in range(K // BLOCK):
+        offs_k = step * BLOCK + tl.arange(0, BLOCK)
+        a_mask = (offs_m < M)[:, None] & (offs_k < K)[None, :]
+        b_mask = (offs_k < K)[:, None] & (offs_n < N)[None, :]
+        a_ptrs = a_ptr + offs_m[:, None] * stride_am + offs_k[None, :] * stride_ak
+        b_ptrs = b_ptr + offs_k[:, None] * stride_bk + offs_n[None, :] * stride_bn
+        a_tile = tl.load(a_ptrs, mask=a_mask, other=0.0)
+        b_tile = tl.load(b_ptrs, mask=b_mask, other=0.0)
+        acc = tl.dot(a_tile, b_tile, acc)
+    out_mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    tl.store(
+        out_ptr + offs_m[:, None] * stride_om + offs_n[None, :] * stride_on, acc, mask=out_mask
+    )
+
+
+@misconception(
+    "`K // BLOCK` steps",
+    question="K is 21 and BLOCK is 16. How many steps does your loop take, and which columns of "
+    "`a` does it reach?",
+    says="This is what you get when the number of steps is rounded down: the last, partly filled "
+    "step is missing. Use `tl.cdiv(K, BLOCK)` steps, or `range(0, K, BLOCK)`.",
+)
+def whole_steps_only(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    _whole_steps[_grid(out)](*_arguments(a, b, out), BLOCK=16)
+
+
+@triton.jit
+def _and(a_ptr, b_ptr, out_ptr, M, K, N, stride_am, stride_ak, stride_bk, stride_bn,
+         stride_om, stride_on, BLOCK: tl.constexpr):  # fmt: skip
+    offs_m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    offs_n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for start in range(0, K, BLOCK):
+        offs_k = start + tl.arange(0, BLOCK)
+        a_mask = (offs_m < M)[:, None] and (offs_k < K)[None, :]
+        b_mask = (offs_k < K)[:, None] and (offs_n < N)[None, :]
+        a_ptrs = a_ptr + offs_m[:, None] * stride_am + offs_k[None, :] * stride_ak
+        b_ptrs = b_ptr + offs_k[:, None] * stride_bk + offs_n[None, :] * stride_bn
+        a_tile = tl.load(a_ptrs, mask=a_mask, other=0.0)
+        b_tile = tl.load(b_ptrs, mask=b_mask, other=0.0)
+        acc = tl.dot(a_tile, b_tile, acc)
+    out_mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    tl.store(
+        out_ptr + offs_m[:, None] * stride_om + offs_n[None, :] * stride_on, acc, mask=out_mask
+    )
+
+
+@misconception(
+    "`and` instead of `&`",
+    question="What is `(offs_m < M)[:, None] and (offs_k < K)[None, :]`: a mask of 16 × 16, or one "
+    "of its two parts?",
+    says="This is what you get when only the second condition of each mask is in force, as with "
+    "`and`: it does not look at each lane. `&` joins masks lane by lane.",
+)
+def and_for_ampersand(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    _and[_grid(out)](*_arguments(a, b, out), BLOCK=16)
+
+
+@triton.jit
+def _b_tile_turned(a_ptr, b_ptr, out_ptr, M, K, N, stride_am, stride_ak, stride_bk, stride_bn,
+                   stride_om, stride_on, BLOCK: tl.constexpr):  # fmt: skip
+    offs_m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    offs_n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for start in range(0, K, BLOCK):
+        offs_k = start + tl.arange(0, BLOCK)
+        a_mask = (offs_m < M)[:, None] & (offs_k < K)[None, :]
+        b_mask = (offs_n < N)[:, None] & (offs_k < K)[None, :]
+        a_ptrs = a_ptr + offs_m[:, None] * stride_am + offs_k[None, :] * stride_ak
+        b_ptrs = b_ptr + offs_k[None, :] * stride_bk + offs_n[:, None] * stride_bn
+        a_tile = tl.load(a_ptrs, mask=a_mask, other=0.0)
+        b_tile = tl.load(b_ptrs, mask=b_mask, other=0.0)
+        acc = tl.dot(a_tile, b_tile, acc)
+    out_mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    tl.store(
+        out_ptr + offs_m[:, None] * stride_om + offs_n[None, :] * stride_on, acc, mask=out_mask
+    )
+
+
+@misconception(
+    "b's tile turned over",
+    question="`tl.dot` wants b's tile as [K, N]. In your address of `b`, is `offs_k` the column "
+    "vector, `[:, None]`?",
+    says="This is what you get when `offs_k[None, :]` stands in b's address: each tile is loaded "
+    "as its transpose.",
+)
+def b_tile_turned(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    _b_tile_turned[_grid(out)](*_arguments(a, b, out), BLOCK=16)
+
+
+@misconception(
+    "grid = (1, 1)",
+    question="The output has 40 rows and 20 columns. How many tiles of 16 × 16 is that along each "
+    "axis, and how many programs do you launch?",
+    says="This is what you get when one program is launched: it computes the first tile, and "
+    "nobody computes the others.",
+)
+def one_program(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    _matmul[(1, 1)](*_arguments(a, b, out), BLOCK=16)
+
+
 @misconception(
     "grid axes swapped",
     question="The output has 40 rows and 20 columns. How many tiles does `tl.program_id(0)` have "
@@ -293,12 +400,14 @@ EXERCISE = Exercise(
         "Multiply `a`, `[M, K]`, by `b`, `[K, N]`, both fp16, into `out`, `[M, N]`, fp32, for any "
         "M, K and N. "
         "Each program owns one 16 × 16 tile of `out`, walks along K, and keeps its sum in fp32. "
-        "`tl.dot` needs tiles of at least 16 in every direction."
+        "`tl.dot` needs tiles of at least 16 in every direction. `out` starts as NaN: a NaN in "
+        "your result is an element that no program wrote, or one that met a masked lane without a "
+        "value. The grid is yours too."
     ),
     why="Two of these with a softmax between them are attention: you can now read the kernel of "
     "chapter 08.",
     points=5,
-    minutes=8,
+    minutes=20,
     difficulty=3,
     core=True,
     cases=cases,
@@ -313,6 +422,10 @@ EXERCISE = Exercise(
         accumulator_in_fp16,
         b_transposed,
         b_stays,
+        whole_steps_only,
+        and_for_ampersand,
+        b_tile_turned,
+        one_program,
         grid_swapped,
     ),
     hints=(
@@ -329,5 +442,9 @@ EXERCISE = Exercise(
         "    acc = tl.dot(..., ..., acc)\n```",
     ),
     budget=Budget(launches=lambda data: 1),
-    usual_failures=("masks M and N but not K", "advances a along K and not b"),
+    usual_failures=(
+        "leaves grid = (1, 1)",
+        "masks M and N but not K",
+        "advances a along K and not b",
+    ),
 )

@@ -102,6 +102,49 @@ def one_axis_unmasked(x: torch.Tensor, out: torch.Tensor) -> None:
     _rows_only[_grid(x)](x, out, *x.shape, *x.stride(), *out.stride(), BLOCK_M=8, BLOCK_N=16)
 
 
+@triton.jit
+def _and(x_ptr, out_ptr, M, N, stride_xm, stride_xn, stride_om, stride_on,
+         BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (offs_m < M)[:, None] and (offs_n < N)[None, :]
+    x = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_n[None, :] * stride_xn, mask=mask)
+    tl.store(out_ptr + offs_m[:, None] * stride_om + offs_n[None, :] * stride_on, x, mask=mask)
+
+
+@misconception(
+    "`and` instead of `&`",
+    question="What is `(offs_m < M)[:, None] and (offs_n < N)[None, :]`: a mask of 8 × 16, or one "
+    "of its two parts?",
+    says="This is what you get when only columns are masked, as with `and`: it does not look at "
+    "each lane, and hands on its second part. `&` joins masks lane by lane.",
+)
+def and_for_ampersand(x: torch.Tensor, out: torch.Tensor) -> None:
+    _and[_grid(x)](x, out, *x.shape, *x.stride(), *out.stride(), BLOCK_M=8, BLOCK_N=16)
+
+
+@misconception(
+    "grid = (1, 1)",
+    question="How many tiles of 8 × 16 does a matrix of 30 × 20 have along each axis, and how many "
+    "programs do you launch?",
+    says="This is what you get when one program is launched: it copies the first tile, and nobody "
+    "copies the others.",
+)
+def one_program(x: torch.Tensor, out: torch.Tensor) -> None:
+    _copy[(1, 1)](x, out, *x.shape, *x.stride(), *out.stride(), BLOCK_M=8, BLOCK_N=16)
+
+
+@misconception(
+    "a grid of one axis",
+    question="Your kernel asks for `tl.program_id(1)`. How many programs does your grid have along "
+    "that axis?",
+    says="This is what you get when the grid counts bands of rows only: each band has its first "
+    "tile, and nothing to the right of it.",
+)
+def grid_of_one_axis(x: torch.Tensor, out: torch.Tensor) -> None:
+    _copy[_grid(x)[:1]](x, out, *x.shape, *x.stride(), *out.stride(), BLOCK_M=8, BLOCK_N=16)
+
+
 @misconception(
     "strides swapped",
     question="By how many elements do you move in memory to reach the next row, and by how many to "
@@ -202,12 +245,13 @@ EXERCISE = Exercise(
     task=(
         "Copy `x` into `out`, both `[M, N]`, for any M and N and any strides, on a grid of tiles "
         "in two dimensions. "
-        "In the last case `x` is stored by columns and `out` by rows."
+        "In the last case `x` is stored by columns and `out` by rows. `out` starts as NaN: a NaN "
+        "in your result is an element that no program wrote. The kernel is yours, and the grid too."
     ),
     why="You can address a tile of any strided tensor: the first five lines of nearly every "
     "kernel.",
     points=3,
-    minutes=7,
+    minutes=12,
     difficulty=3,
     core=True,
     cases=cases,
@@ -219,6 +263,9 @@ EXERCISE = Exercise(
         strides_swapped,
         column_stride_of_one,
         strides_of_x_for_both,
+        and_for_ampersand,
+        one_program,
+        grid_of_one_axis,
         grid_rounded_down,
         grid_swapped,
         diagonal,
@@ -239,5 +286,9 @@ EXERCISE = Exercise(
         launches=lambda data: 1,
     ),
     unlocks=("matmul",),
-    usual_failures=("masks rows and forgets columns", "one pair of strides for both tensors"),
+    usual_failures=(
+        "leaves grid = (1, 1)",
+        "masks rows and forgets columns",
+        "one pair of strides for both tensors",
+    ),
 )

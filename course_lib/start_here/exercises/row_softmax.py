@@ -9,21 +9,23 @@ import torch
 from course_lib.grading.exercise import Budget, Case, Data, Exercise, misconception
 from course_lib.runtime.tile import tl, triton
 
+GAP = "unused elements after each row of x"
+
 
 def cases(size: str, seed: int) -> Iterable[Case]:
-    """Matrices [M, N]; `gap` elements that are not theirs stand between two rows of x."""
+    """Matrices [M, N]; with a GAP, elements that are not theirs stand between two rows of x."""
     generator = torch.Generator().manual_seed(seed)
 
     def scores(m: int, n: int) -> torch.Tensor:
         return 2.0 * torch.randn(m, n, generator=generator)
 
     small = torch.tensor([[0.0, 1.0, 2.0], [-3.0, -5.0, -4.0]])
-    yield Case("two rows of three", {"x": small, "gap": 0})
-    yield Case("rows of seven in a buffer nine wide", {"x": scores(5, 7), "gap": 2})
+    yield Case("two rows of three", {"x": small})
+    yield Case("rows of seven in a buffer nine wide", {"x": scores(5, 7), GAP: 2})
     far = torch.tensor([[200.0, 199.0, 190.0, 0.0, -9.0], [-200.0, -201.0, -203.0, -220.0, -300.0]])
-    yield Case("scores near 200 and near -200", {"x": far, "gap": 0}, "awkward")
-    yield Case("rows of one", {"x": scores(3, 1), "gap": 1}, "awkward")
-    yield Case("rows of 100", {"x": scores(3, 100), "gap": 4}, "method")
+    yield Case("scores near 200 and near -200", {"x": far}, "awkward")
+    yield Case("rows of one", {"x": scores(3, 1), GAP: 1}, "awkward")
+    yield Case("rows of 100", {"x": scores(3, 100), GAP: 4}, "method")
 
 
 def harness(answer, data):
@@ -32,7 +34,8 @@ def harness(answer, data):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     m, n = data["x"].shape
-    buffer = torch.full((m, n + data["gap"]), float("nan"), device=device)
+    gap = data.get("unused elements after each row of x", 0)
+    buffer = torch.full((m, n + gap), float("nan"), device=device)
     x = buffer[:, :n]
     x.copy_(data["x"])
     out = torch.full((m, n), float("nan"), device=device)
@@ -244,12 +247,13 @@ EXERCISE = Exercise(
     task=(
         "Write the softmax of every row of `x` into `out`, both `[M, N]`, with one load and one "
         "store a row. "
-        "The two tensors have row strides of their own. Scores go up to 200 and down to −300."
+        "The two tensors have row strides of their own. Scores go up to 200 and down to −300. "
+        "`out` starts as NaN."
     ),
-    why="You have fused four PyTorch operations into one pass over memory: this is what kernels "
+    why="You have fused five PyTorch operations into one pass over memory: this is what kernels "
     "are for.",
     points=3,
-    minutes=7,
+    minutes=8,
     difficulty=2,
     core=True,
     cases=cases,

@@ -9,21 +9,23 @@ import torch
 from course_lib.grading.exercise import Budget, Case, Data, Exercise, misconception
 from course_lib.runtime.tile import tl, triton
 
+GAP = "unused elements after each row"
+
 
 def cases(size: str, seed: int) -> Iterable[Case]:
-    """Matrices [M, N]; `gap` elements that are not theirs stand between two rows."""
+    """Matrices [M, N]; with a GAP, elements that are not theirs stand between two rows."""
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(m: int, n: int) -> torch.Tensor:
         return torch.randn(m, n, generator=generator) + 0.5
 
     small = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 7.0]])
-    yield Case("two rows of three", {"x": small, "gap": 0})
-    yield Case("five rows of seven", {"x": matrix(5, 7), "gap": 0})
-    yield Case("rows of seven in a buffer nine wide", {"x": matrix(3, 7), "gap": 2}, "awkward")
-    yield Case("rows of one", {"x": matrix(3, 1), "gap": 3}, "awkward")
-    yield Case("rows of 16, a power of two", {"x": matrix(2, 16), "gap": 0}, "awkward")
-    yield Case("rows of 300", {"x": matrix(4, 300), "gap": 5}, "method")
+    yield Case("two rows of three", {"x": small})
+    yield Case("five rows of seven", {"x": matrix(5, 7)})
+    yield Case("rows of seven in a buffer nine wide", {"x": matrix(3, 7), GAP: 2}, "awkward")
+    yield Case("rows of one", {"x": matrix(3, 1), GAP: 3}, "awkward")
+    yield Case("rows of 16, a power of two", {"x": matrix(2, 16)}, "awkward")
+    yield Case("rows of 300", {"x": matrix(4, 300), GAP: 5}, "method")
 
 
 def harness(answer, data):
@@ -32,7 +34,8 @@ def harness(answer, data):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     m, n = data["x"].shape
-    buffer = torch.full((m, n + data["gap"]), float("nan"), device=device)
+    gap = data.get("unused elements after each row", 0)
+    buffer = torch.full((m, n + gap), float("nan"), device=device)
     x = buffer[:, :n]
     x.copy_(data["x"])
     out = torch.full((m,), float("nan"), device=device)
@@ -115,9 +118,10 @@ def _no_other(x_ptr, out_ptr, N, stride_xm, BLOCK_N: tl.constexpr):
 
 @misconception(
     "masked lanes without a value",
-    question="The fourth lane is masked. What does it hold when `tl.sum` adds all four lanes?",
-    says="This is what you get without `other=`: a GPU promises nothing about masked lanes, and "
-    "the guard makes them NaN.",
+    question="Print `x` in the kernel. What does the fourth, masked lane hold when `tl.sum` adds "
+    "all four?",
+    says="This is what you get without `other=`: the load leaves masked lanes without a value, the "
+    "guard makes that NaN, and one NaN makes the sum NaN. The store is innocent.",
 )
 def no_other(x: torch.Tensor, out: torch.Tensor) -> None:
     m, n = x.shape
@@ -222,11 +226,13 @@ EXERCISE = Exercise(
     task=(
         "Sum every row of `x`, `[M, N]`, into `out`, `[M]`. One program owns one row, and "
         "`BLOCK_N` is N rounded up to "
-        "a power of two. Rows may lie further apart than N: the distance is `x.stride(0)`."
+        "a power of two. Rows may lie further apart than N: the distance is `x.stride(0)`. `out` "
+        "starts as NaN: a NaN in your result is an element that no program wrote, or a masked lane "
+        "without a value that was added up."
     ),
     why="You can map programs to rows and reduce along an axis, which is half of every softmax.",
     points=3,
-    minutes=6,
+    minutes=8,
     difficulty=2,
     core=True,
     cases=cases,

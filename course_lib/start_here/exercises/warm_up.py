@@ -94,13 +94,12 @@ EXERCISE = Exercise(
     task=(
         "Return every value plus 1, as a new tensor. In the chapter this function is handed over "
         "with one wrong "
-        "character. If you passed it there, write it here once more: this notebook is what is "
-        "graded."
+        "character. If you passed it there, skip it."
     ),
     why="You know how to read a verdict card, so that later a card speaks about your kernel and "
     "not about itself.",
     points=1,
-    minutes=1,
+    minutes=2,
     difficulty=1,
     core=True,
     cases=cases,
