@@ -666,7 +666,7 @@ class Device:
 
 THIS_MACHINE = "this machine"
 DEVICES = {
-    "T4": Device(65e12, 320e9, 2, "NVIDIA Turing whitepaper: fp16 tensor cores, GDDR6"),
+    "T4": Device(65e12, 320e9, 2, "NVIDIA T4 datasheet, fp16"),
     "L4": Device(121e12, 300e9, 2, "NVIDIA L4 datasheet, dense bf16"),
     "A100 80 GB": Device(312e12, 2039e9, 2, "NVIDIA A100 datasheet, SXM, dense bf16"),
     "H100": Device(989e12, 3350e9, 2, "NVIDIA H100 datasheet, SXM, dense bf16"),

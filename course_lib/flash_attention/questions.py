@@ -18,23 +18,24 @@ PREDICT = (
             "Which is faster?"
         ),
         choices={
-            "a": "the three calls, by a factor of 1.5 or more: they are optimised library code",
-            "b": "the three calls, but only just: both do the same matrix products",
-            "c": "the loop, but only just: it does the same work in smaller pieces",
-            "d": "the loop, by a factor of 1.5 or more: it never writes the 8,192 × 8,192 scores",
+            "a": "the three calls, by a factor of 3 or more: loops in Python are slow",
+            "b": "the three calls, by a factor of 1.3 to 3: they are optimised library code",
+            "c": "neither, within a factor of 1.3: both do the same matrix products",
+            "d": "the loop, by a factor of 1.3 or more",
         },
         answer="d",
         replies={
-            "a": "The loop makes the same library calls, on smaller matrices. What Python adds is "
-            "microseconds a tile; what the large matrix costs is hundreds of milliseconds.",
-            "b": "The products are the same, and they are the smaller part of the time. The rest "
-            "is 268 MB of scores, written and read again several times.",
-            "c": "It does more work, in pieces small enough to stay in the cache. Where the pieces "
-            "stay is worth more than a small margin.",
+            "a": "The loop makes the same library calls, 256 times on smaller matrices. What "
+            "Python adds is microseconds a tile.",
+            "b": "The loop calls the same library. Its pieces are large enough to be fast, and "
+            "small enough to stay in the cache.",
+            "c": "The products are the same, and they are not all of the time. Two matrices of "
+            "268 MB have to be obtained from the operating system, and filled.",
         },
         reply=(
-            "The score matrix has 8,192² × 4 bytes = 268 MB, far more than a cache holds: each of "
-            "the steps on it goes through memory. A tile's scores never leave the cache."
+            "The score matrix has 8,192² × 4 bytes = 268 MB, and the three calls need two such "
+            "matrices. With both at hand beforehand, they come close to the loop: most of the gap "
+            "is getting fresh memory. A tile's scores are 1 MB, used again and again."
         ),
     ),
     Question(

@@ -157,6 +157,13 @@ def test_naive_decode_without_groups_copies_nothing() -> None:
     assert naive.nbytes - tiled.nbytes == 4 * 4096 * 2  # the scores, four times
 
 
+def test_the_peaks_are_those_of_datasheets() -> None:
+    ridges = {name: round(each.flops / each.bandwidth) for name, each in labs.DEVICES.items()}
+    assert ridges == {"T4": 203, "L4": 403, "A100 80 GB": 153, "H100": 295, "H200": 206}
+    assert all("NVIDIA" in each.source for each in labs.DEVICES.values())
+    assert all("datasheet" in each.source for each in labs.DEVICES.values())
+
+
 def test_this_machine_is_measured_in_float32() -> None:
     state = labs.roofline_lab.state(device=labs.THIS_MACHINE)
     assert state.device.itemsize == 4
