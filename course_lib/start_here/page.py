@@ -68,12 +68,12 @@ def course_map() -> None:
 def map_card() -> Card:
     """The card that `course_map` shows."""
     here = {each["slug"].split("_")[0]: each["slug"] for each in progress_data()["chapters"]}
-    text, table = [], ["| chapter | subject | its question | builds on |", "|---|---|---|---|"]
+    head = ["| chapter | subject | its question | builds on | |", "|:--|:--|:--|:--|:--|"]
+    text, table = [], head
     for number, subject, question, builds_on in MAP:
         state = "" if number in here else "*planned*"
         link = f"[{number}]({here[number]}.ipynb)" if number in here else number
-        asks = " ".join(part for part in (question, state) if part)
-        table.append(f"| {link} | {subject} | {asks} | {builds_on} |")
+        table.append(f"| {link} | {subject} | {question} | {builds_on} | {state} |")
         after = f"; builds on {builds_on}" if builds_on else ""
         planned = "" if number in here else " (planned)"
         text.append(f"{number} {subject}: {question or 'no question yet'}{after}{planned}")
@@ -144,7 +144,7 @@ class Times:
     def against_the_copy(self) -> dict[str, str]:
         """The outcome of the first prediction, as rows of a card."""
         ratio = self.of("+ 1", "copy")
-        rows = {"`+ 1`": f"{ratio:.2f} × copy", "`exp`": f"{self.of('exp', 'copy'):.1f} × copy"}
+        rows = {"+ 1": f"{ratio:.2f} × copy", "exp": f"{self.of('exp', 'copy'):.1f} × copy"}
         return {**rows, "Times": self.origin, **self._remark(ratio, *ADDITION_TO_COPY)}
 
     def against_the_addition(self) -> dict[str, str]:

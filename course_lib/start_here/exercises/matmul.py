@@ -383,6 +383,17 @@ def one_program(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
 
 
 @misconception(
+    "a grid of one axis",
+    question="Your kernel asks for `tl.program_id(1)`. How many programs does your grid have along "
+    "that axis?",
+    says="This is what you get when the grid counts bands of rows only: each band has its first "
+    "tile, and nothing to the right of it.",
+)
+def grid_of_one_axis(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    _matmul[_grid(out)[:1]](*_arguments(a, b, out), BLOCK=16)
+
+
+@misconception(
     "grid axes swapped",
     question="The output has 40 rows and 20 columns. How many tiles does `tl.program_id(0)` have "
     "to count?",
@@ -426,6 +437,7 @@ EXERCISE = Exercise(
         and_for_ampersand,
         b_tile_turned,
         one_program,
+        grid_of_one_axis,
         grid_swapped,
     ),
     hints=(
