@@ -8,13 +8,13 @@ from course_lib.flash_attention.exercises import (
     first_flash,
     flash_forward,
     merge_states,
-    one_new_token,
     one_pass_variance,
     online_softmax,
     safe_softmax,
     split_decode,
     take_tile,
     tiled_attention,
+    two_new_tokens,
 )
 from course_lib.grading.exercise import Chapter
 
@@ -38,6 +38,6 @@ CHAPTER = Chapter(
         causal_tiles.EXERCISE,
         split_decode.EXERCISE,
         attention_backward.EXERCISE,
-        one_new_token.EXERCISE,
+        two_new_tokens.EXERCISE,
     ),
 )

@@ -11,6 +11,7 @@ from course_lib.grading.exercise import Case, Data, Exercise, Misconception, mis
 Statistics = tuple[torch.Tensor, torch.Tensor]
 Implementation = Callable[[Iterator[torch.Tensor]], Statistics]
 
+NEVER = -float("inf")
 RIGHT = ("summed in base e", "summed in log space", "one score at a time", "in base 2")
 
 
@@ -153,28 +154,37 @@ def harness(answer, data):
     def stranger(f):
         return lambda tiles: f(tiles)
 
-    return {name: answer(stranger(f)) for name, f in implementations.items()}
+    verdicts = []
+    for f in implementations.values():
+        verdict = answer(stranger(f))
+        if str(verdict) not in ("True", "False", "tensor(True)", "tensor(False)"):
+            raise TypeError(f"accepts_online_softmax returns True or False, and not {verdict!r}")
+        verdicts.append("accepted" if verdict else "rejected")
+    return tuple(verdicts)
 
 
-def oracle(data: Data) -> dict[str, bool]:
+LOOKS = (
+    "its maximum is right, and its sum too large",
+    "summed in base e",
+    "right whenever the first tile holds the maximum",
+    "right when there is one tile",
+    "in base 2",
+    "right as soon as one score is positive",
+    "right as long as every score is small",
+    "right when the tiles stand in a list",
+    "one score at a time",
+    "right when the last tile holds the maximum",
+    "right when the maximum rises by less than 8 at a time",
+    "raises when the tiles have different sizes",
+    "summed in log space",
+    "right where the maximum never rises later on",
+)
+"""What each implementation looks like from outside, in the harness's order."""
+
+
+def oracle(data: Data) -> tuple[str, ...]:
     """Which implementations are right."""
-    looks = (
-        "its maximum is right, and its sum too large",
-        "summed in base e",
-        "right whenever the first tile holds the maximum",
-        "right when there is one tile",
-        "in base 2",
-        "right as soon as one score is positive",
-        "right as long as every score is small",
-        "right when the tiles stand in a list",
-        "one score at a time",
-        "right when the last tile holds the maximum",
-        "right when the maximum rises by less than 8 at a time",
-        "raises when the tiles have different sizes",
-        "summed in log space",
-        "right where the maximum never rises later on",
-    )
-    return {look: look in RIGHT for look in looks}
+    return tuple("accepted" if look in RIGHT else "rejected" for look in LOOKS)
 
 
 def _truth(scores: torch.Tensor) -> tuple[float, float]:
@@ -278,20 +288,47 @@ def handed_a_list(f: Implementation) -> bool:
     return chosen_rows(on_list)
 
 
+@misconception(
+    "scores that are not finite",
+    question="The contract says that every score is finite. Do all of your rows keep to it?",
+    says="This is what you get when a row holds -inf: an implementation may rely on finite scores, "
+    "and right ones are then rejected.",
+)
+def hidden_scores(f: Implementation) -> bool:
+    return chosen_rows(f) and _agrees(f, [[NEVER, NEVER], [1.0, 2.0]])
+
+
+@misconception(
+    "random rows only",
+    question="Are the scores of your random rows ever all negative, above 89, or 8 apart at once?",
+    says="This is what you get when every row is drawn from one normal distribution: a maximum "
+    "that starts at 0, an exp without a shift and a lost large step look right.",
+)
+def few_random_rows(f: Implementation) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(20, 23, generator=generator)
+    return all(_agrees(f, [t.tolist() for t in row.split([5, 1, 7, 7, 3])]) for row in rows)
+
+
 EXERCISE = Exercise(
     id="flash_attention.accepts_online_softmax",
     kind="function",
     title="Write the test: which online softmax is right?",
     task=(
         "Write `accepts_online_softmax(f)`: True where `f` is a right online softmax, False where "
-        "it is not. `f(tiles)` takes an iterator of 1-D fp32 tensors (not empty, of any sizes), "
-        "which can be read once, and returns the maximum and the sum of `exp(score - maximum)`. "
+        "it is not. `f(tiles)` takes an iterator of 1-D fp32 tensors (not empty, of any sizes, "
+        "every score finite), which can be read once, and returns the maximum and the sum "
+        "of `exp(score - maximum)`. "
         "Fourteen unlabelled implementations wait; four of them are right. A right one may round "
         "differently in the fifth digit. A wrong one may also raise."
     ),
-    why="A test that random numbers pass is no test; you know now which rows find the mistakes.",
+    why=(
+        "A small random test is not enough: with one tile a missing rescale never shows, and with "
+        "two it hides in half of the rows. You know now which rows find such mistakes."
+    ),
+    outputs=tuple(f"Your verdict on “{look}”" for look in LOOKS),
     points=4,
-    minutes=12,
+    minutes=20,
     difficulty=3,
     core=False,
     cases=cases,
@@ -361,6 +398,8 @@ EXERCISE = Exercise(
         exactly,
         not_caught,
         handed_a_list,
+        hidden_scores,
+        few_random_rows,
         Misconception(
             "accepts everything",
             lambda f: True,

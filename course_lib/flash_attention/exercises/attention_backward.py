@@ -114,6 +114,10 @@ def _wrong(
     dv_from_dscores: bool = False,
     overwrite_dq: bool = False,
     no_probs: bool = False,
+    twice: bool = False,
+    softmax_of_block: bool = False,
+    use_lse: bool = True,
+    sign: float = 1.0,
 ):
     """The first accepted answer with one thing wrong."""
 
@@ -123,18 +127,49 @@ def _wrong(
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for j in range(0, k.shape[0], block):
             keys = slice(j, j + block)
-            scores = (scale if scale_scores else 1.0) * q @ k[keys].T - lse[:, None]
+            scores = (scale if scale_scores else 1.0) * q @ k[keys].T
+            scores = scores - lse[:, None] if use_lse else scores
             probs = torch.exp2(scores) if base_2 else torch.exp(scores)
+            if softmax_of_block:
+                probs = torch.softmax(scores, dim=1)
             dprobs = grad_out @ v[keys].T
             here = rows if delta_of_tile is None else delta_of_tile(probs, dprobs)
-            dscores = (dprobs - here) if no_probs else probs * (dprobs - here)
+            dscores = sign * (dprobs - here) * (1.0 if no_probs else probs)
             dv[keys] = (dscores if dv_from_dscores else probs).T @ grad_out
             part = (scale if scale_q else 1.0) * dscores @ k[keys]
             dq = part if overwrite_dq else dq + part
-            dk[keys] = (scale if scale_k else 1.0) * dscores.T @ q
+            dk[keys] = (scale if scale_k else 1.0) * dscores.T @ (scale * q if twice else q)
         return dq, dk, dv
 
     return answer
+
+
+@misconception(
+    "a number a row, laid along the keys",
+    question="`lse` and delta hold one number for each query. Which axis of a [M, block] tile is "
+    "that?",
+    says="This is what you get when `[:, None]` or `keepdim=True` is missing: [M] is laid along "
+    "the keys.",
+)
+def laid_along_the_keys(q, k, v, out, lse, grad_out, block: int) -> Gradients:
+    return _wrong(delta=lambda grad_out, out, v: (grad_out * out).sum(1))(
+        q, k, v, out, lse, grad_out, block
+    )
+
+
+@misconception(
+    "dk and dv overwritten",
+    question="Every block of queries contributes to every dk and dv. Where do the earlier ones go?",
+    says="This is what you get when the loop runs over the queries, and dk and dv are assigned "
+    "instead of added to.",
+)
+def keys_overwritten(q, k, v, out, lse, grad_out, block: int) -> Gradients:
+    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for i in range(0, q.shape[0], block):
+        rows = slice(i, i + block)
+        parts = (q[rows], k, v, out[rows], lse[rows], grad_out[rows])
+        dq[rows], dk, dv = over_keys(*parts, block)
+    return dq, dk, dv
 
 
 @misconception(
@@ -235,6 +270,35 @@ EXERCISE = Exercise(
             "Every block of keys contributes to every dq. Where do the earlier ones go?",
             "This is what you get when dq is assigned in each block instead of added to.",
         ),
+        Misconception(
+            "scale twice in dk",
+            _wrong(twice=True),
+            "Your q has been multiplied by the scale already. What does `scale * dscores.T @ q` "
+            "do?",
+            "This is what you get when dk is made from the scaled q and multiplied by 1/sqrt(D) "
+            "once more.",
+        ),
+        Misconception(
+            "softmax of each block",
+            _wrong(softmax_of_block=True),
+            "Over how many keys does a row of your P add up to 1: those of a block, or all?",
+            "This is what you get when each block has a softmax of its own; exp(score - lse) knows "
+            "all keys.",
+        ),
+        Misconception(
+            "lse not subtracted",
+            _wrong(use_lse=False),
+            "What do the rows of your P add up to?",
+            "This is what you get when P is exp(score) without the row's lse.",
+        ),
+        Misconception(
+            "sign of dS",
+            _wrong(sign=-1.0),
+            "A score rises, and so does its own probability. Which sign has dP in dS?",
+            "This is what you get with P · (delta - dP).",
+        ),
+        laid_along_the_keys,
+        keys_overwritten,
         by_autograd,
     ),
     hints=(

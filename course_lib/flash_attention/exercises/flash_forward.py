@@ -20,6 +20,20 @@ def cases(size: str, seed: int) -> Iterable[Case]:
         k, v = torch.randn(2, N, D, generator=generator)
         return {"q": q, "k": k, "v": v, "gap": gap}
 
+    # Every score is 20 · -20 / 4. A key past the end would score 0 and outweigh them all, whatever
+    # the tile, and the average of ones is 1.
+    q, k = torch.zeros(3, 16), torch.zeros(5, 16)
+    q[:, 0], k[:, 0] = 20.0, -20.0
+    yield Case(
+        "3 queries, 5 keys, D = 16: every score is -100 and every v is 1",
+        {"q": q, "k": k, "v": torch.ones(5, 16), "gap": 0},
+    )
+    q, k, v = torch.zeros(1, 16), torch.zeros(2, 16), torch.zeros(2, 16)
+    q[:, 0], k[1, 0], v[1] = 4.0, math.log(3.0), 4.0
+    yield Case(
+        "1 query, 2 keys, D = 16: the second scores ln 3 higher, its v is 4, the other's 0",
+        {"q": q, "k": k, "v": v, "gap": 0},
+    )
     yield Case("16 queries, 16 keys, D = 16", data(16, 16, 16))
     yield Case("3 queries, 5 keys, D = 16", data(3, 5, 16))
     yield Case("70 queries, 150 keys, D = 16", data(70, 150, 16), "awkward")
@@ -73,9 +87,10 @@ def flash_kernel(
     offs_d = tl.arange(0, BLOCK_D)
     mask_m = (offs_m < M)[:, None]
     mask_d = (offs_d < (BLOCK_D if BUG == 3 else D))[None, :]
-    q_tile = tl.load(
-        q_ptr + offs_m[:, None] * stride_q + offs_d[None, :], mask=mask_m & mask_d, other=0.0
-    )
+    q_mask = mask_d if BUG == 14 else mask_m & mask_d
+    q_tile = tl.load(q_ptr + offs_m[:, None] * stride_q + offs_d[None, :], mask=q_mask, other=0.0)
+    # What masked lanes of k hold.
+    fill = float("-inf") if BUG == 11 else 0.0
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -83,23 +98,30 @@ def flash_kernel(
     for start in range(0, last, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
         mask = (offs_n < (2147483647 if BUG == 2 else N))[:, None] & mask_d
-        k_tile = tl.load(k_ptr + offs_n[:, None] * stride_k + offs_d[None, :], mask=mask, other=0.0)
+        k_tile = tl.load(
+            k_ptr + offs_n[:, None] * stride_k + offs_d[None, :], mask=mask, other=fill
+        )
         v_tile = tl.load(v_ptr + offs_n[:, None] * stride_v + offs_d[None, :], mask=mask, other=0.0)
         scores = tl.dot(q_tile, k_tile.T, input_precision="ieee") * scale
-        if BUG != 1:
+        if BUG != 1 and BUG != 9 and BUG != 11:
             scores = tl.where((offs_n < N)[None, :], scores, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(scores, axis=1))
         rescale = tl.exp(row_max - new_max)
         weights = tl.exp(scores - new_max[:, None])
+        if BUG == 9:
+            weights = tl.where((offs_n < N)[None, :], weights, 0.0)
         row_sum = row_sum * rescale + tl.sum(weights, axis=1)
         if BUG != 10:
             acc = acc * rescale[:, None]
         acc += tl.dot(weights, v_tile, input_precision="ieee")
         row_max = new_max
-    store_mask = mask_d if BUG == 4 else mask_m & mask_d
-    tl.store(
-        out_ptr + offs_m[:, None] * D + offs_d[None, :], acc / row_sum[:, None], mask=store_mask
-    )
+    store_mask = mask_m & mask_d
+    if BUG == 4:
+        store_mask = mask_d
+    if BUG == 13:
+        store_mask = mask_m
+    rows = offs_m[:, None] * (stride_q if BUG == 15 else D)
+    tl.store(out_ptr + rows + offs_d[None, :], acc / row_sum[:, None], mask=store_mask)
 
 
 def _launch(block_m: int = 64, block_n: int = 64, bug: int = 0) -> Callable[..., torch.Tensor]:
@@ -110,7 +132,7 @@ def _launch(block_m: int = 64, block_n: int = 64, bug: int = 0) -> Callable[...,
         out = torch.zeros(M, D, dtype=q.dtype, device=q.device)
         grid = (M // block_m if bug == 6 else triton.cdiv(M, block_m),)
         strides = (D, D, D) if bug == 8 else (q.stride(0), k.stride(0), v.stride(0))
-        scale = (BLOCK_D if bug == 5 else D) ** -0.5
+        scale = 1.0 if bug == 12 else (BLOCK_D if bug == 5 else D) ** -0.5
         flash_kernel[grid](
             q, k, v, out, *strides, M, N, scale, D, BLOCK_D, block_m, block_n, BUG=bug
         )
@@ -198,8 +220,9 @@ MISTAKES = tuple(
     for bug, name, question, says in (
         (
             1,
-            "keys past the end counted",
-            "A masked load gives zeros, so the score is 0. What is the weight of a score of 0?",
+            "padded keys score 0, not -inf",
+            "A masked load gives zeros, so a key past the end scores 0. What does it weigh beside "
+            "keys that score -100?",
             "keys past the end keep the score 0 instead of -inf: each of them then has a weight",
         ),
         (
@@ -251,6 +274,45 @@ MISTAKES = tuple(
             "the accumulator is not rescaled after a new maximum",
         ),
         (
+            9,
+            "weights masked, maximum not",
+            "The keys past the end weigh nothing now. Do their scores of 0 still enter the "
+            "maximum?",
+            "the weights past the end are set to 0, but their scores took part in the maximum: "
+            "where the real ones lie far below 0, their weights underflow",
+        ),
+        (
+            11,
+            "keys filled with -inf",
+            "A key of -inf times a query whose elements are 0, 2 and -3: what are the products?",
+            "the load of k fills with -inf: the product with a query is NaN, +inf or -inf. The "
+            "score must be -inf, so it is the scores that need `tl.where`",
+        ),
+        (
+            12,
+            "no scale",
+            "How large are the scores of random queries and keys when D grows?",
+            "1/sqrt(D) is missing",
+        ),
+        (
+            13,
+            "columns stored past D",
+            "D = 24 lies in a tile of 32. Where do columns 24 to 31 land in `out`?",
+            "the store has no mask over D: it writes on into the next row",
+        ),
+        (
+            14,
+            "queries loaded past the end",
+            "3 queries, a tile of 64: which addresses do the other 61 rows read?",
+            "the load of q has no mask over the queries",
+        ),
+        (
+            15,
+            "output stored with q's stride",
+            "`out` is contiguous and `q` need not be. How far apart are the rows of `out`?",
+            "the output's rows are placed `q.stride(0)` apart instead of D",
+        ),
+        (
             0,
             "too few rows for each load",
             "How many queries share each key that you load?",
@@ -278,7 +340,7 @@ EXERCISE = Exercise(
     ),
     why="Masks, padding and strides are what separates a demonstration from a kernel one can call.",
     points=6,
-    minutes=25,
+    minutes=30,
     difficulty=4,
     core=False,
     cases=cases,
@@ -295,7 +357,9 @@ EXERCISE = Exercise(
         "```python\nmask_m, mask_d = offs_m < M, offs_d < D\n"
         "q_tile = tl.load(..., mask=..., other=0.0)\n"
         "for start in range(0, N, BLOCK_N):\n    offs_n = ...\n    k_tile = tl.load(..., mask=..., "
-        "other=0.0)\n    scores = tl.where(..., tl.dot(q_tile, k_tile.T) * scale, ...)\n    ...\n"
+        "other=0.0)\n"
+        '    scores = tl.dot(q_tile, k_tile.T, input_precision="ieee") * scale\n'
+        "    scores = tl.where(..., scores, ...)\n    ...\n"
         "tl.store(..., mask=...)\n```",
     ),
     budget=Budget(launches=lambda data: 1, bytes_moved=_bytes),

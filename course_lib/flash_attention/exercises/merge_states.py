@@ -315,8 +315,8 @@ EXERCISE = Exercise(
     ),
     hints=(
         "Re-read the solved example above this card. By hand: sums 2 and 6 (lse is their "
-        "logarithm), outputs 1 and 5. The joint sum is 8. What is the output? Then an empty part: its "
-        "sum is 0. And two of them: which 0 / 0 or -inf - (-inf) does your code compute?",
+        "logarithm), outputs 1 and 5. The joint sum is 8. What is the output? Then an empty part: "
+        "its sum is 0. And two of them: which 0 / 0 or -inf - (-inf) does your code compute?",
         "Print the two weights divided by their sum: they are shares, at least 0, and add up to 1 "
         "in every row that saw a key. Then merge in the other order: nothing may change.",
         "```python\ntop = torch.maximum(lse_a, lse_b)\n"
