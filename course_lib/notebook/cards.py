@@ -71,7 +71,9 @@ def header(word: str, title: str = "", aside: str = "", sign: str = "") -> str:
         sign: A sign before the word, which screen readers skip since the word says the same.
     """
     mark = f"<span aria-hidden='true'>{escape(sign)}</span> " if sign else ""
-    parts = [f"<span class='course-word'>{mark}{escape(word)}</span>"]
+    # The colon parts the two where a front end drops the style of an untrusted notebook.
+    colon = ":" if title else ""
+    parts = [f"<span class='course-word'>{mark}{escape(word)}{colon}</span>"]
     if title:
         parts.append(f"<span class='course-title'>{escape(title)}</span>")
     if aside:

@@ -5,7 +5,7 @@
 #
 # You need Python and some PyTorch. You need no GPU, and no knowledge of Triton. Run the cells in order with Shift + Enter. Reading takes about 40 minutes, these first ten among them; the exercises take another hour.
 
-# %% tags=["setup", "folded"]
+# %% tags=["setup"]
 import torch
 
 from course_lib import check, interpreted, progress, setup
