@@ -843,8 +843,7 @@ assert dS.sum(dim=-1).abs().max() < 1e-14 and (P * dP).sum(dim=-1).abs().max() >
 # %% [markdown] exercises="flash_attention"
 # ## Exercises
 #
-# The core takes about 80 minutes. Do the first three in order; after that the cards say what
-# unlocks what.
+# The core takes about 80 minutes. Do it in order: each exercise is a step to the next.
 
 # %% [markdown]
 # ## Recap

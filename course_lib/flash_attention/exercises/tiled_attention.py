@@ -147,6 +147,7 @@ def _wrong(
     def answer(q, k, v, block_m: int, block_n: int) -> torch.Tensor:
         out = torch.zeros_like(q)
         end = last_query(q.shape[0], block_m)
+        row_max = row_sum = acc = out
         for i in range(0, end, block_m):
             q_tile = q[i : i + block_m] * scale(q.shape[1], block_n)
             if i == 0 or not carried:
