@@ -96,7 +96,7 @@ def jupyter_lab(root: Path, settings: Path) -> Iterator[str]:
         **os.environ,
         "COURSE_HOME": str(settings / "home"),
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
-        # Otherwise the tabs of the last run, and of whoever works here, would open as well.
+        # Otherwise the tabs of whoever works here would open as well; `reset` closes our own.
         "JUPYTERLAB_WORKSPACES_DIR": str(settings / "workspaces"),
     }
     news = settings / "@jupyterlab" / "apputils-extension"
@@ -118,7 +118,7 @@ def jupyter_lab(root: Path, settings: Path) -> Iterator[str]:
                 time.sleep(0.1)
         else:
             pytest.fail("JupyterLab did not start within 30 s")
-        yield f"http://127.0.0.1:{port}/lab/tree/{{path}}?token=t"
+        yield f"http://127.0.0.1:{port}/lab/tree/{{path}}?token=t&reset"
     finally:
         server.terminate()
         server.wait(timeout=20)
