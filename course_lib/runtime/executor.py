@@ -365,6 +365,8 @@ def _quiet_numpy() -> Iterator[None]:
     """A GPU does not warn about overflow to infinity or a maximum over NaN."""
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
+        # Triton 3.6 turns arrays of one element into loop bounds; NumPy before 2.4 allows it.
+        warnings.filterwarnings("ignore", "Conversion of an array with ndim", DeprecationWarning)
         yield
 
 
