@@ -75,20 +75,13 @@ def measure(repeats: int) -> dict[str, dict[str, float]]:
     }
 
 
-def cpu_name() -> str:
-    """The processor as Linux names it, or an empty string."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="The CPU curve of chapter 08.")
     parser.add_argument("--json", type=Path, default=RECORDED)
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     facts = environment(torch.device("cpu"))
-    facts["device"] = f"{cpu_name() or facts['device']}, 1 thread"
+    facts["device"] += ", 1 thread"
     document = {
         "environment": facts,
         "tokens": TOKENS,

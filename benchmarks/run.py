@@ -33,6 +33,14 @@ def ops() -> list[str]:
     )
 
 
+def cpu_name() -> str:
+    """The processor as Linux names it, else as Python does."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    return next(named, platform.processor() or platform.machine())
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """What a reader has to know to judge a figure."""
     facts: dict[str, Any] = {
@@ -40,7 +48,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton.__version__ if HAS_TRITON else None,
-        "device": platform.processor() or platform.machine(),
+        "device": cpu_name(),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -13,6 +13,7 @@ from course_lib.notebook.cards import Card, block_markdown, emit, header, highli
 from course_lib.notebook.figures import source_card
 from course_lib.notebook.palette import BLUE, GRID, INK, ORANGE, SKY
 from course_lib.notebook.progress_card import progress_data
+from course_lib.notebook.recorded import recorded, recorded_on
 from course_lib.runtime.measure import Timing
 from course_lib.runtime.tile import TritonUnavailable
 
@@ -114,9 +115,7 @@ MOST_SPREAD = 1.35
 
 MILLION_OPERATIONS = {"copy": 0, "+ 1": 20, "exp": 240, "matmul": 2147}  # exp: about a dozen each
 
-# Median of 11, one thread, every spread below 1.22.
-RECORDED_MS = {"copy": 8.4, "+ 1": 8.4, "exp": 17.2, "matmul": 24.9}
-RECORDED_ON = "AMD EPYC, torch 2.13.0, one thread, 2026-11-23"
+RECORDED = "start_here_cpu"
 
 # What the two predictions say, as ratios: from, to.
 ADDITION_TO_COPY = (0.75, 1.25)
@@ -173,14 +172,15 @@ def believed(timings: Mapping[str, Timing]) -> Times:
         timings: From `time_interleaved`.
     """
     spread = max(timing.p80 / timing.p20 for timing in timings.values())
+    ms = {name: 1000 * timing.median for name, timing in timings.items()}
     if spread <= MOST_SPREAD:
-        ms = {name: 1000 * timing.median for name, timing in timings.items()}
         return Times(ms, "measured here", here=True)
-    origin = (
-        f"recorded ({RECORDED_ON}). This machine is too busy now: repeats of one call differ by "
-        f"{100 * (spread - 1):.0f} %"
-    )
-    return Times(RECORDED_MS, origin, here=False)
+    busy = f"This machine is too busy now: repeats of one call differ by {100 * (spread - 1):.0f} %"
+    run = recorded(RECORDED)
+    if run is None:
+        return Times(ms, f"measured here. {busy}", here=True)
+    ms = {name: 1000 * timing["median"] for name, timing in run["seconds"].items()}
+    return Times(ms, f"recorded ({recorded_on(run)}). {busy}", here=False)
 
 
 def operations_and_times(times: Times) -> Figure:
