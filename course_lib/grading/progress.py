@@ -76,7 +76,8 @@ def store_path() -> Path:
 def _store() -> Iterator[sqlite3.Connection]:
     store_path().parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(store_path(), timeout=PATIENCE)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            connection.execute("PRAGMA journal_mode=WAL")
         connection.executescript(SCHEMA)
         with connection:
             yield connection
@@ -94,20 +95,36 @@ def _attempt(verb: str, action: Callable[[sqlite3.Connection], Any], otherwise: 
     """Do something with the store; where that cannot be, warn and give `otherwise`."""
     try:
         try:
-            with _store() as store:
-                return action(store)
+            return _patiently(action)
         except sqlite3.DatabaseError as error:
             if not _is_damage(error):
                 raise
             _set_aside(error)
-            with _store() as store:
-                return action(store)
+            return _patiently(action)
     except (sqlite3.Error, OSError) as error:
         advice = "Your code is not affected."
         warnings.warn(
             f"Progress could not be {verb} at {store_path()}: {error}. {advice}", stacklevel=4
         )
         return otherwise
+
+
+def _patiently(action: Callable[[sqlite3.Connection], Any]) -> Any:
+    """Do something with the store, again while another process is at it.
+
+    SQLite's own timeout does not cover the moments in which one process turns the write-ahead log
+    on, or removes it as the last one to leave.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with _store() as store:
+                return action(store)
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not busy or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
