@@ -164,7 +164,7 @@ def test_a_killed_process_loses_nothing_that_was_committed() -> None:
         assert len(rows) <= said + 1
 
 
-def test_two_processes_write_at_once() -> None:
+def test_several_processes_write_at_once() -> None:
     code = (
         "from course_lib.grading import progress\n"
         "for i in range(20): progress.record_attempt('c.e', 'failed', 'values', None)"
