@@ -285,3 +285,11 @@ def test_names_are_unique_in_a_chapter(chapter) -> None:
     names = [exercise.name for exercise in chapter.exercises]
     assert len(set(names)) == len(names)
     assert all(exercise.chapter == chapter.package for exercise in chapter.exercises)
+
+
+def test_a_failing_case_can_be_run_again_by_hand() -> None:
+    exercise = find_exercise("flash_attention.online_softmax")
+    verdict = evaluate(exercise, exercise.misconceptions[0].wrong, seed=0)
+    assert verdict.rerun is not None
+    want = check.expected_of(exercise, next(iter(exercise.cases("small", 0))), 0)
+    assert compare(verdict.rerun(), want) is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from course_lib.authoring.regions import region_lines, stub_text
 from course_lib.grading.exercise import chapters
 
 ROOT = Path(__file__).parents[2]
@@ -150,15 +151,11 @@ def test_no_path_of_a_machine_and_no_secret_place() -> None:
 def test_no_solution_text_in_the_exercises(slug: str) -> None:
     """No line of a solution, long enough to be one, stands in the generated exercise notebook."""
     exercise = (ROOT / f"exercises/{slug}.ipynb").read_text()
-    region = re.compile(r"# BEGIN SOLUTION\n(.*?)# END SOLUTION", re.DOTALL)
     master = (ROOT / f"solutions/src/{slug}.py").read_text()
-    # What an exercise hands over, as broken code or as a skeleton, may stand in another's solution.
-    stubs = "\n".join(re.findall(r"# STUB (.*)", master))
-    outside = region.sub("", master) + stubs
-    for body in region.findall(master):
-        for line in body.splitlines():
-            text = line.strip()
-            if len(text) < 25 or text.startswith(("# STUB", "#")) or text in outside:
-                continue
-            escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-            assert escaped not in exercise, f"solution text in exercises/{slug}.ipynb: {text}"
+    # What one exercise hands over, broken code or a skeleton, may stand in another's solution.
+    given = stub_text(master, default="")
+    for text in region_lines(master):
+        if len(text) < 25 or text.startswith("#") or text in given:
+            continue
+        escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+        assert escaped not in exercise, f"solution text in exercises/{slug}.ipynb: {text}"
