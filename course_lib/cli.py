@@ -67,6 +67,30 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("notebook", type=Path, metavar="NOTEBOOK")
     check.set_defaults(run=_check)
 
+    grade = verbs.add_parser(
+        "grade", help="the official grade of a notebook, a folder, a zip: a whole class"
+    )
+    grade.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    grade.add_argument(
+        "--out", type=Path, default=Path("grades"), metavar="DIR", help="default: grades"
+    )
+    grade.add_argument("--chapter", metavar="SLUG", help="default: what each notebook says")
+    grade.add_argument(
+        "--students", type=Path, metavar="CSV", help="columns submission and student"
+    )
+    grade.add_argument("--engine", choices=["local"], default="local", help="default: local")
+    grade.add_argument("--jobs", type=_count, metavar="N", help="default: one a core")
+    grade.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    grade.add_argument("--seed-file", type=Path, metavar="F", help="the seed of another folder")
+    grade.add_argument("--again", action="store_true", help="also what has a result already")
+    grade.add_argument(
+        "--allow-weak-sandbox",
+        action="store_true",
+        help="grade without a strong sandbox: a self-check, for code that you trust",
+    )
+    grade.add_argument("--json", action="store_true", help="the summary as data")
+    grade.set_defaults(run=_grade)
+
     progress = verbs.add_parser("progress", help="every chapter and every point")
     progress.add_argument("--json", action="store_true", help="as data")
     progress.set_defaults(run=_progress)
@@ -110,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
 def _port(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port; expected 1 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers; expected 1 to 1024")
     return int(text)
 
 
@@ -169,6 +199,59 @@ def _check(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     print(table(report))
     return report.exit_code
+
+
+def _grade(arguments: argparse.Namespace) -> int:
+    from course_lib.grading.exercise import UnknownExerciseError, chapter_of
+    from course_lib.grading.grade import GradeError, Line, Settings, grade
+    from course_lib.grading.pool import StartError, local_engine
+    from course_lib.grading.seed import SeedError, folders_seed
+    from course_lib.grading.sources import PathsError, find_submissions, read_students
+    from course_lib.grading.summary import progress_line, summary, table
+
+    out: Path = arguments.out
+    try:
+        chapter = chapter_of(_package(arguments.chapter)) if arguments.chapter else None
+        students = read_students(arguments.students) if arguments.students else None
+        sources = find_submissions(arguments.paths, students)
+        out.mkdir(parents=True, exist_ok=True)
+        seed = folders_seed(out, arguments.seed_file)
+    except (UnknownExerciseError, PathsError, SeedError) as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror}") from None
+    settings = Settings(
+        out=out,
+        seed=seed,
+        device=arguments.device,
+        chapter=chapter,
+        allow_weak=arguments.allow_weak_sandbox,
+        again=arguments.again,
+        engine=arguments.engine,
+    )
+    engine = local_engine(settings.device, settings.allow_weak, seed, arguments.jobs)
+
+    def tell(line: Line, count: int) -> None:
+        print(progress_line(line, count, len(sources)), file=sys.stderr, flush=True)
+
+    try:
+        lines = grade(sources, settings, engine, tell)
+    except StartError as error:
+        raise UsageError(str(error)) from None
+    except GradeError as error:
+        print(f"course grade: {error}", file=sys.stderr)
+        return 3
+    if arguments.json:
+        print(json.dumps(summary(lines, settings, students), indent=1, ensure_ascii=False))
+    else:
+        print(table(lines, settings, students))
+    return 3 if any(line.failure for line in lines) else 0
+
+
+def _package(slug: str) -> str:
+    """A chapter's package name; "08_flash_attention" is as good as "flash_attention"."""
+    number, _, rest = slug.partition("_")
+    return rest if number.isdigit() and rest else slug
 
 
 def _progress(arguments: argparse.Namespace) -> int:
