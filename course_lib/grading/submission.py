@@ -22,6 +22,8 @@ LARGEST_FILE = 32 * 2**20
 LARGEST_CODE = 2 * 2**20
 """Most characters in all code cells of a notebook together."""
 MOST_CELLS = 5_000
+MOST_VALUES = 2_000_000
+"""Most values in the JSON of a notebook. A value takes up to a hundred times its text in memory."""
 
 _SETUP_CALL = re.compile(r"""^[ \t]*setup\([ \t]*(['"])([a-z][a-z0-9_]{0,60})\1""", re.MULTILINE)
 _CELL_ID = re.compile(r"(\d\d_[a-z][a-z0-9_]{0,60})-\d{3}", re.ASCII)
@@ -123,6 +125,12 @@ def _decoded(data: bytes) -> str:
 
 
 def _notebook(text: str) -> dict[str, Any]:
+    values = sum(text.count(sign) for sign in ",[{")
+    if values > MOST_VALUES:
+        raise UnreadableError(
+            f"It holds about {values:,} values; at most {MOST_VALUES:,} are read. Clear the outputs "
+            "of all cells, save, and hand it in again."
+        )
     try:
         notebook = json.loads(text)
     except json.JSONDecodeError as error:
