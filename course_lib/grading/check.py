@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import random
-import re
 import traceback
-from dataclasses import dataclass, field
 from typing import Any
 
 from course_lib.grading import progress
+from course_lib.grading.attempt import (
+    Attempt,
+    Outcome,
+    find_cause,
+    normalised,
+    not_an_answer,
+    outcome_from,
+    summary,
+)
 from course_lib.grading.compare import (
     Expected,
     Mismatch,
-    agree,
     compare,
     copy_data,
     expected,
-    same_data,
     value_text,
 )
 from course_lib.grading.exercise import (
@@ -29,58 +34,16 @@ from course_lib.grading.exercise import (
     CheckUsageError,
     Data,
     Exercise,
-    Misconception,
     Size,
     exercises_of,
     find_exercise,
 )
 from course_lib.grading.isolation import isolated
+from course_lib.grading.run import AnswerTodo, run_answer
 from course_lib.grading.verdict import Verdict
-from course_lib.runtime.interpreter import KernelError, Run, interpreted
-from course_lib.runtime.measure import MemoryMeasure, measure_memory
+from course_lib.runtime.interpreter import KernelError, interpreted
 
 STAFF_MARK = "__course_staff_version__"
-
-
-class AnswerTodo(Exception):
-    """The answer is still the stub."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with an answer whose values may be right: its kind, and a sentence."""
-
-    kind: str
-    message: str
-
-
-@dataclass
-class Outcome:
-    """What an answer did with one case: it returned or raised, and it may have broken a rule."""
-
-    value: Any = None
-    error: Exception | None = None
-    problem: Problem | None = None
-    printed: str = ""
-
-    def is_like(self, other: Outcome, want: Expected) -> bool:
-        """Whether both did the same thing wrong, or returned the same values."""
-        if self.error or other.error:
-            return _what_went_wrong(self.error) == _what_went_wrong(other.error)
-        kinds = [each.problem.kind if each.problem else None for each in (self, other)]
-        return kinds[0] == kinds[1] and agree(self.value, other.value, want)
-
-
-@dataclass
-class Attempt:
-    """One check under way: what was tried so far, for the card and for the search of a cause."""
-
-    exercise: Exercise
-    answer: Any
-    seed: int
-    cases: list[Case]
-    tried: list[str] = field(default_factory=list)
-    outcomes: list[tuple[Case, Outcome, Expected]] = field(default_factory=list)
 
 
 def check(*answers: Any, **named: Any) -> Verdict:
@@ -102,13 +65,12 @@ def check(*answers: Any, **named: Any) -> Verdict:
     """
     name, answer = _named_answer(answers, named)
     exercise = find_exercise(name, _current_chapter())
-    if exercise.kind == "choice" and isinstance(answer, str):
-        answer = next((key for key in exercise.choices if key.lower() == answer.lower()), answer)
+    answer = normalised(exercise, answer)
     try:
         verdict = evaluate(exercise, answer, seed=random.SystemRandom().randrange(2**31))
     except Exception as error:
         message = (
-            f"The check itself stumbled over this answer: {_summary(error)} "
+            f"The check itself stumbled over this answer: {summary(error)} "
             "Your answer was not judged and nothing was recorded."
         )
         return Verdict(exercise, "failed", "checker", message, error=error)
@@ -136,15 +98,26 @@ def evaluate(exercise: Exercise, answer: Any, *, seed: int, size: Size = "small"
     Returns:
         The verdict, without the learner's history.
     """
-    if problem := _not_an_answer(exercise, answer):
-        return problem
+    if problem := not_an_answer(exercise, answer):
+        status, message = problem
+        return Verdict(exercise, status, "defined", message)
     cases = sorted(exercise.cases(size, seed), key=lambda case: STAGES.index(case.stage))
-    attempt = Attempt(exercise, answer, seed, cases)
+
+    def run_known(known: Any, case: Case) -> Outcome:
+        return outcome_of(exercise, known, case, seed)
+
+    attempt = Attempt(
+        exercise,
+        cases,
+        run=lambda case: run_known(answer, case),
+        run_known=run_known,
+        want=lambda case: expected_of(exercise, case, seed),
+    )
     try:
         for case in cases:
-            if verdict := _try_case(attempt, case):
+            if verdict := _try_case(attempt, answer, case):
                 return verdict
-        if verdict := _compiles(attempt):
+        if verdict := _compiles(attempt, answer, seed):
             return verdict
     except AnswerTodo:
         return Verdict(exercise, "todo", "defined", "Not written yet.")
@@ -201,34 +174,14 @@ def _current_chapter() -> str | None:
     return current_chapter()
 
 
-def _not_an_answer(exercise: Exercise, answer: Any) -> Verdict | None:
-    if answer is Ellipsis or answer is None:
-        return Verdict(exercise, "todo", "defined", f"`{exercise.name}` has no value yet.")
-    wants_callable = exercise.kind in ("function", "kernel", "class")
-    if wants_callable and not callable(answer):
-        message = f"`{exercise.name}` should be a {exercise.kind}; it is {value_text(answer)}."
-        return Verdict(exercise, "failed", "defined", message)
-    if not wants_callable and callable(answer):
-        message = f"`{exercise.name}` should be a value; it is a function. Call it first?"
-        return Verdict(exercise, "failed", "defined", message)
-    if exercise.kind == "answer" and isinstance(answer, str):
-        message = f"`{exercise.name}` should be a number, without quotes; it is {answer!r}."
-        return Verdict(exercise, "failed", "defined", message)
-    if exercise.kind == "choice" and not (isinstance(answer, str) and answer in exercise.choices):
-        letters = ", ".join(repr(letter) for letter in exercise.choices)
-        message = f"`{exercise.name}` should be one of {letters}; it is {value_text(answer)}."
-        return Verdict(exercise, "failed", "defined", message)
-    return None
-
-
-def _try_case(attempt: Attempt, case: Case) -> Verdict | None:
+def _try_case(attempt: Attempt, answer: Any, case: Case) -> Verdict | None:
     """Run one case; None where it passes."""
     exercise = attempt.exercise
-    want = expected_of(exercise, case, attempt.seed)
-    outcome = outcome_of(exercise, attempt.answer, case, attempt.seed)
+    want = attempt.want(case)
+    outcome = attempt.run(case)
     attempt.outcomes.append((case, outcome, want))
     if outcome.error is not None:
-        return _raised(attempt, case, outcome)
+        return _raised(attempt, answer, case, outcome)
     mismatch = compare(outcome.value, want)
     if mismatch is not None:
         message = mismatch.message
@@ -237,9 +190,9 @@ def _try_case(attempt: Attempt, case: Case) -> Verdict | None:
                 " Either no program wrote this element (is the grid large enough?), or a masked "
                 "lane without `other` entered the arithmetic."
             )
-        return _failed(attempt, case, outcome, message, mismatch)
+        return _failed(attempt, answer, case, outcome, message, mismatch)
     if outcome.problem is not None:
-        return _failed(attempt, case, outcome, outcome.problem.message)
+        return _failed(attempt, answer, case, outcome, outcome.problem.message)
     attempt.tried.append(case.name)
     return None
 
@@ -248,7 +201,8 @@ def expected_of(exercise: Exercise, case: Case, seed: int) -> Expected:
     """What a correct answer returns, with the accepted answers run as the learner's is."""
 
     def run(answer: Any, data: Data) -> Any:
-        with isolated(seed), _kernels_interpreted(exercise):
+        guards = interpreted() if exercise.kind == "kernel" else contextlib.nullcontext()
+        with isolated(seed), guards:
             return exercise.harness(answer, data)
 
     return expected(exercise, case.data, run)
@@ -257,85 +211,33 @@ def expected_of(exercise: Exercise, case: Case, seed: int) -> Expected:
 def outcome_of(exercise: Exercise, answer: Any, case: Case, seed: int = 0) -> Outcome:
     """Run an answer on a case, and keep what it returned, raised, printed and used.
 
-    Kernels always run under the guarded interpreter here: on a GPU an access out of bounds would
-    end the learner's session.
-
     Raises:
         AnswerTodo: If the answer is still the stub.
     """
-    data = copy_data(case.data)
     metered = case.stage == "method"
-    trace = metered and exercise.budget.bytes_moved is not None
-    with isolated(seed) as printed, _kernels_interpreted(exercise, trace=trace) as launches:
-        meter = measure_memory() if metered else contextlib.nullcontext()
-        try:
-            with meter as memory:
-                value = exercise.harness(answer, data)
-        except (Exception, SystemExit) as error:
-            if _says_todo(error, exercise):
-                raise AnswerTodo from error
-            kept = error if isinstance(error, Exception) else RuntimeError("it called exit()")
-            return Outcome(error=kept, printed=str(printed))
-    problem = _changed_input(case.data, data)
-    if problem is None and memory is not None:
-        problem = _over_budget(exercise, case.data, memory, launches)
-    return Outcome(value, None, problem, str(printed))
+    ran = run_answer(
+        exercise.harness,
+        answer,
+        case.data,
+        name=exercise.name,
+        kernel=exercise.kind == "kernel",
+        metered=metered,
+        trace=metered and exercise.budget.bytes_moved is not None,
+        seed=seed,
+    )
+    return outcome_from(exercise, case.data, ran)
 
 
-def _kernels_interpreted(
-    exercise: Exercise, *, trace: bool = False
-) -> contextlib.AbstractContextManager[Run | None]:
-    return interpreted(trace=trace) if exercise.kind == "kernel" else contextlib.nullcontext()
-
-
-def _changed_input(before: Data, after: Data) -> Problem | None:
-    for name in before:
-        if not same_data(before[name], after[name]):
-            return Problem("input", f"It changed its input `{name}`. Work on a copy.")
-    return None
-
-
-def _over_budget(
-    exercise: Exercise, data: Data, memory: MemoryMeasure, launches: Run | None
-) -> Problem | None:
-    """The first limit that was broken: operators, memory, launches, traffic."""
-    budget = exercise.budget
-    for name in exercise.forbids:
-        if memory.ops.get(name):
-            message = f"It calls `{name}`, which this exercise asks you to write."
-            return Problem(f"calls {name}", message)
-    if budget.largest_tensor and memory.largest_bytes > (most := budget.largest_tensor(data)):
-        made = f"a tensor of {memory.largest_bytes:,} bytes, of shape {list(memory.largest_shape)}"
-        return Problem("largest", f"It makes {made}. The budget for one tensor is {most:,}.")
-    if budget.peak_bytes and memory.peak_bytes > (most := budget.peak_bytes(data)):
-        held = f"At its peak it holds {memory.peak_bytes:,} bytes"
-        return Problem("peak", f"{held}. The budget is {most:,}.")
-    if launches is None:
-        return None
-    if budget.launches:
-        count, most = len(launches.launches), budget.launches(data)
-        if count == 0:
-            return Problem("no launch", "It launched no kernel. Start one with `kernel[grid](…)`.")
-        if count > most:
-            return Problem("launches", f"It launched {count} kernels. The budget is {most}.")
-    if budget.bytes_moved:
-        moved = launches.bytes_loaded + launches.bytes_stored
-        if moved > (most := budget.bytes_moved(data)):
-            message = f"Its kernels move {moved:,} bytes. The budget is {most:,}."
-            return Problem("traffic", message)
-    return None
-
-
-def _compiles(attempt: Attempt) -> Verdict | None:
+def _compiles(attempt: Attempt, answer: Any, seed: int) -> Verdict | None:
     """Compile the learner's kernels for one GPU architecture, where Triton can."""
     exercise = attempt.exercise
     if exercise.kind != "kernel":
         return None
     from course_lib.grading.compiles import first_compile_error
 
-    with isolated(attempt.seed):
+    with isolated(seed):
         data = copy_data(attempt.cases[0].data)
-        error = first_compile_error(exercise, attempt.answer, data)
+        error = first_compile_error(exercise.harness, answer, data)
     if error is None:
         attempt.tried.append("compiles for a GPU")
         return None
@@ -345,6 +247,7 @@ def _compiles(attempt: Attempt) -> Verdict | None:
 
 def _failed(
     attempt: Attempt,
+    answer: Any,
     case: Case,
     outcome: Outcome,
     message: str,
@@ -354,7 +257,7 @@ def _failed(
     broke_a_rule = outcome.problem is not None and mismatch is None
     if exercise.kind in ("answer", "choice"):
         # The expected value would give the answer away.
-        message, shown = "Not this one.", [("yours", value_text(attempt.answer))]
+        message, shown = "Not this one.", [("yours", value_text(answer))]
     else:
         shown = [(name, value_text(value)) for name, value in case.data.items()]
         if mismatch is not None:
@@ -369,11 +272,11 @@ def _failed(
         cause=find_cause(attempt),
         tried=attempt.tried,
         printed=outcome.printed,
-        rerun=lambda: exercise.harness(attempt.answer, copy_data(case.data)),
+        rerun=lambda: exercise.harness(answer, copy_data(case.data)),
     )
 
 
-def _raised(attempt: Attempt, case: Case, outcome: Outcome) -> Verdict:
+def _raised(attempt: Attempt, answer: Any, case: Case, outcome: Outcome) -> Verdict:
     error = outcome.error
     assert error is not None
     if isinstance(error, KernelError):
@@ -381,94 +284,12 @@ def _raised(attempt: Attempt, case: Case, outcome: Outcome) -> Verdict:
         what = error.what[:1].upper() + error.what[1:].rstrip(". :")
         message = f"{what}.{where} {error.advice}".rstrip()
     else:
-        line = _learners_line(error, attempt.answer)
+        line = _learners_line(error, answer)
         where = f" Line {line[0]}: `{line[1]}`." if line else ""
-        message = f"It raised {_summary(error)}{where}"
-    verdict = _failed(attempt, case, outcome, message)
+        message = f"It raised {summary(error)}{where}"
+    verdict = _failed(attempt, answer, case, outcome, message)
     verdict.error = error
     return verdict
-
-
-def find_cause(attempt: Attempt) -> Misconception | None:
-    """The misconception that did exactly what the answer did, on every case tried so far.
-
-    Where several did, the remaining cases are tried as well to tell them apart.
-    """
-    exercise, seed = attempt.exercise, attempt.seed
-    found = list(exercise.misconceptions)
-    for case, outcome, want in reversed(attempt.outcomes):
-        failing = case is attempt.outcomes[-1][0]
-        found = [
-            each for each in found if _did_the_same(attempt, each, case, outcome, want, failing)
-        ]
-    for case in attempt.cases[len(attempt.outcomes) :]:
-        if len(found) < 2:
-            break
-        try:
-            outcome = outcome_of(exercise, attempt.answer, case, seed)
-        except AnswerTodo:
-            break
-        want = expected_of(exercise, case, seed)
-        alike = [each for each in found if _did_the_same(attempt, each, case, outcome, want, False)]
-        found = alike or found
-    return found[0] if found else None
-
-
-def _did_the_same(
-    attempt: Attempt,
-    suspect: Misconception,
-    case: Case,
-    outcome: Outcome,
-    want: Expected,
-    failing: bool,
-) -> bool:
-    """Whether a misconception does with a case what the answer did, and fails where it failed."""
-    try:
-        other = outcome_of(attempt.exercise, suspect.wrong, case, attempt.seed)
-    except AnswerTodo:
-        return False
-    if not outcome.is_like(other, want):
-        return False
-    fails = other.error or other.problem or compare(other.value, want)
-    return bool(fails) or not failing
-
-
-def _what_went_wrong(error: Exception | None) -> tuple:
-    """What two errors have in common when their causes are the same.
-
-    An error of a kernel names the learner's own arguments between backticks, which differ where
-    the mistake is the same; the program that made it, and how many elements it missed by, do not.
-    """
-    if isinstance(error, KernelError):
-        return type(error), error.program, re.sub(r"`[^`]*`", "", error.what)
-    return type(error), _summary(error) if error else ""
-
-
-def _says_todo(raised: BaseException, exercise: Exercise) -> bool:
-    """Whether the error is that of an untouched stub, and not of the learner's own code."""
-    error: BaseException | None = raised
-    while error is not None:
-        text = _text(error)
-        unwritten = isinstance(error, NotImplementedError)
-        if unwritten and (not text or text.startswith(exercise.name)):
-            return True
-        if isinstance(error, KernelError | AssertionError) and "TODO" in text:
-            return True
-        error = error.__cause__
-    return False
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error).strip()
-    except Exception:
-        return "(its message cannot be shown)"
-
-
-def _summary(error: BaseException) -> str:
-    lines = _text(error).splitlines()
-    first = lines[0][:300] if lines else "no message"
-    return f"{type(error).__name__}: {first}" + ("" if first.endswith((".", "?", "!")) else ".")
 
 
 def _learners_line(error: Exception, answer: Any) -> tuple[int, str] | None:

@@ -8,14 +8,16 @@ that the answer makes, in this process and for one architecture.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from course_lib.grading.exercise import Data, Exercise
+from course_lib.grading.exercise import Data
 from course_lib.runtime.tile import HAS_TRITON
+
+Harness = Callable[[Any, Data], Any]
 
 ARCHITECTURE = 80
 """Compute capability compiled for: the A100, and the oldest one with everything we teach."""
@@ -45,11 +47,11 @@ class LaunchSeen:
         )
 
 
-def first_compile_error(exercise: Exercise, answer: Any, data: Data) -> str | None:
+def first_compile_error(harness: Harness, answer: Any, data: Data) -> str | None:
     """Compile every kernel that an answer launches, and return what is wrong with the first.
 
     Args:
-        exercise: The record; its harness runs the answer.
+        harness: The exercise's, which runs the answer.
         answer: The learner's host function.
         data: One case's data. The answer has passed this case already.
 
@@ -62,7 +64,7 @@ def first_compile_error(exercise: Exercise, answer: Any, data: Data) -> str | No
     from course_lib.runtime.crosscompile import CrossCompileUnavailable
 
     try:
-        for launch in _launches(exercise, answer, data):
+        for launch in _launches(harness, answer, data):
             if launch.key not in _verdicts:
                 _verdicts[launch.key] = _compile_error(launch)
             if _verdicts[launch.key] is not None:
@@ -72,13 +74,13 @@ def first_compile_error(exercise: Exercise, answer: Any, data: Data) -> str | No
     return None
 
 
-def _launches(exercise: Exercise, answer: Any, data: Data) -> list[LaunchSeen]:
+def _launches(harness: Harness, answer: Any, data: Data) -> list[LaunchSeen]:
     """Run the answer under the interpreter and note every launch that can be compiled."""
     from course_lib.runtime.interpreter import interpreted
 
     seen: list[LaunchSeen] = []
     with interpreted(), _noting_launches(seen):
-        exercise.harness(answer, data)
+        harness(answer, data)
     return seen
 
 

@@ -1,0 +1,196 @@
+"""What a submission's text proves, without running it.
+
+A rule here decides points, so it claims only what stands in the text: that code on the path of an
+answer names a forbidden operator of PyTorch, or that a kernel's answer never launches a kernel of
+its own. Code can hide from it (`getattr`, `exec`); the operators that ran are counted in the child,
+and that is a finding for a person.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from course_lib.grading.cells import Cell
+
+_MODULES = ("torch",)
+"""Packages whose functions are operators."""
+
+_ALSO = {
+    "softmax": ("softmin", "Softmax", "Softmax2d", "Softmin"),
+    "log_softmax": ("LogSoftmax",),
+    "scaled_dot_product_attention": ("MultiheadAttention", "multi_head_attention_forward"),
+}
+"""Names that reach an operator under another name."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands: its cell, its line there, and the line's text."""
+
+    cell: int
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"cell {self.cell}, line {self.line}: `{self.text[:120]}`"
+
+
+@dataclass(frozen=True)
+class _Definition:
+    cell: Cell
+    node: ast.stmt
+
+
+class Notebook:
+    """The top level of all cells: which name is defined where, and what `torch` is called."""
+
+    def __init__(self, cells: list[Cell]) -> None:
+        self.cells = cells
+        self.definitions: dict[str, list[_Definition]] = {}
+        # A name in the notebook to the dotted name that it was imported as.
+        self.imported: dict[str, str] = {}
+        self.own_members: set[str] = set()
+        for cell in cells:
+            if cell.tree is None:
+                continue
+            for statement in _top_level(cell.tree.body):
+                for name in _defined_by(statement):
+                    self.definitions.setdefault(name, []).append(_Definition(cell, statement))
+            for node in ast.walk(cell.tree):
+                self._note(node)
+
+    def _note(self, node: ast.AST) -> None:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                local = alias.asname or alias.name.split(".")[0]
+                self.imported[local] = alias.name if alias.asname else local
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                self.imported[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.ClassDef):
+            members = (each for each in node.body if isinstance(each, ast.FunctionDef))
+            self.own_members.update(member.name for member in members)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            self.own_members.add(node.attr)
+
+    def places(self, name: str) -> list[Place]:
+        """Where a name is defined at top level, the last one last."""
+        return [_place(each.cell, each.node) for each in self.definitions.get(name, [])]
+
+    def forbidden(self, name: str, operators: tuple[str, ...]) -> tuple[str, Place] | None:
+        """The first forbidden operator on the path of an answer, and where it stands."""
+        names = {alias: operator for operator in operators for alias in _names_of(operator)}
+        if not names:
+            return None
+        for cell, node in self._reached(name):
+            called = self._operator(node)
+            if called in names:
+                return names[called], _place(cell, node)
+        return None
+
+    def launches(self, name: str) -> bool:
+        """Whether code on the path of an answer may launch a kernel that stands in the notebook.
+
+        A launch is `kernel[grid](…)` or `kernel.run(…)`; a kernel has a decorator that names `jit`.
+        """
+        kernels, launches = False, False
+        for _, node in self._reached(name):
+            if isinstance(node, ast.FunctionDef):
+                kernels |= any("jit" in ast.dump(each) for each in node.decorator_list)
+            if isinstance(node, ast.Call):
+                function = node.func
+                launches |= isinstance(function, ast.Subscript)
+                launches |= isinstance(function, ast.Attribute) and function.attr == "run"
+            # `launch = kernel[grid]` and then `launch(…)`.
+            launches |= isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript)
+        return kernels and launches
+
+    def is_readable(self) -> bool:
+        """Whether every cell could be parsed; where not, something may stand in the others."""
+        return all(cell.tree is not None for cell in self.cells)
+
+    def _reached(self, name: str) -> Iterator[tuple[Cell, ast.AST]]:
+        """Every node of the last definition of a name, and of what these nodes name in turn."""
+        seen, waiting = {name}, [name]
+        while waiting:
+            for definition in self.definitions.get(waiting.pop(), [])[-1:]:
+                for node in ast.walk(definition.node):
+                    yield definition.cell, node
+                    if isinstance(node, ast.Name) and node.id not in seen:
+                        seen.add(node.id)
+                        waiting.append(node.id)
+
+    def _operator(self, node: ast.AST) -> str:
+        """The last part of the name of PyTorch's operator that a node names, or ""."""
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            full = self.imported.get(node.id, "") if node.id not in self.definitions else ""
+            return full.split(".")[-1] if full.split(".")[0] in _MODULES else ""
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            base = _dotted(node.value)
+            root = base.split(".")[0]
+            full = self.imported.get(root, "")
+            if full:
+                # `torch.softmax`, `F.softmax`; and not `scipy.special.softmax`.
+                return _part(node.attr, base) if full.split(".")[0] in _MODULES else ""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            method = node.func.attr
+            root = _dotted(node.func.value).split(".")[0]
+            # `scores.softmax(-1)`: a tensor's method, unless something of theirs is called so.
+            if root not in self.imported and method not in self.own_members:
+                return method
+        return ""
+
+
+def _part(attribute: str, base: str) -> str:
+    """`torch.ops.aten._softmax.default` names its operator one step before the end."""
+    last = base.split(".")[-1]
+    return last if attribute in ("default", "out", "int") and ".ops." in f".{base}." else attribute
+
+
+def _names_of(operator: str) -> set[str]:
+    """The names by which Python code calls an operator such as "aten::_softmax"."""
+    bare = operator.split("::")[-1]
+    public = bare.lstrip("_").removesuffix("_")
+    return {bare, public, f"{public}_", f"_{public}", *_ALSO.get(public, ())}
+
+
+def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when the cell does, also inside `if`, `for`, `with` and `try`."""
+    for statement in body:
+        yield statement
+        for block in ("body", "orelse", "finalbody"):
+            if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield from _top_level(getattr(statement, block, []))
+        for handler in getattr(statement, "handlers", []):
+            yield from _top_level(handler.body)
+
+
+def _defined_by(statement: ast.stmt) -> Iterator[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield statement.name
+        return
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign | ast.AugAssign):
+        targets = [statement.target]
+    for target in targets:
+        for node in ast.walk(target):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+
+
+def _dotted(node: ast.AST) -> str:
+    """`a.b.c` as text; "" for anything else."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def _place(cell: Cell, node: ast.AST) -> Place:
+    line = getattr(node, "lineno", 0)
+    return Place(cell.number, line, cell.line(line))
