@@ -112,15 +112,30 @@ class Notebook:
         return all(cell.tree is not None for cell in self.cells)
 
     def _reached(self, name: str) -> Iterator[tuple[Cell, ast.AST]]:
-        """Every node of the last definition of a name, and of what these nodes name in turn."""
+        """Every node of the last definition of a name, and of what it calls in turn.
+
+        A name that is bound inside a function is that function's own, whatever the notebook calls
+        by it elsewhere. Of the notebook's variables only those that are called are followed: how a
+        number was computed beforehand is not on the path of the answer.
+        """
         seen, waiting = {name}, [name]
         while waiting:
             for definition in self.definitions.get(waiting.pop(), [])[-1:]:
-                for node in ast.walk(definition.node):
+                for node, own in _with_own_names(definition.node, frozenset()):
                     yield definition.cell, node
-                    if isinstance(node, ast.Name) and node.id not in seen:
-                        seen.add(node.id)
-                        waiting.append(node.id)
+                    for each in _followed(node, own):
+                        if each not in seen and self._is_code(each, node):
+                            seen.add(each)
+                            waiting.append(each)
+
+    def _is_code(self, name: str, node: ast.AST) -> bool:
+        """Whether what a name stands for runs when this node does."""
+        last = self.definitions.get(name, [None])[-1]
+        if last is None:
+            return False
+        return isinstance(node, ast.Call) or not isinstance(
+            last.node, ast.Assign | ast.AnnAssign | ast.AugAssign
+        )
 
     def _operator(self, node: ast.AST) -> str:
         """The last part of the name of PyTorch's operator that a node names, or ""."""
@@ -141,6 +156,44 @@ class Notebook:
             if root not in self.imported and method not in self.own_members:
                 return method
         return ""
+
+
+def _with_own_names(node: ast.AST, own: frozenset[str]) -> Iterator[tuple[ast.AST, frozenset[str]]]:
+    """Every node below one, with the names that are bound by the functions around it."""
+    waiting = [(node, own)]
+    while waiting:
+        here, names = waiting.pop()
+        if isinstance(here, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            names = names | _bound_in(here)
+        yield here, names
+        waiting += [(child, names) for child in ast.iter_child_nodes(here)]
+
+
+def _bound_in(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> frozenset[str]:
+    """Parameters and assigned names of a function, those of functions inside it included."""
+    bound, not_own = set(), set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node is not function:
+            bound.add(node.name)
+        elif isinstance(node, ast.Global):
+            not_own.update(node.names)
+    return frozenset(bound - not_own)
+
+
+def _followed(node: ast.AST, own: frozenset[str]) -> list[str]:
+    """The names of the notebook that a node refers to."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        return [] if node.id in own else [node.id]
+    if isinstance(node, ast.Call):
+        parts = [node.func, *node.args, *(each.value for each in node.keywords)]
+        if isinstance(node.func, ast.Subscript):
+            parts.append(node.func.value)
+        return [each.id for each in parts if isinstance(each, ast.Name) and each.id not in own]
+    return []
 
 
 def _part(attribute: str, base: str) -> str:

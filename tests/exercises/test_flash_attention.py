@@ -351,7 +351,7 @@ def test_too_much_shared_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     exercise = KERNELS[0]
     data = next(iter(exercise.cases("small", 0))).data
     monkeypatch.setitem(crosscompile.SHARED_MEMORY, compiles.ARCHITECTURE, 16)
-    launch = compiles._launches(exercise, exercise.accepts[0], data)[0]
+    launch = compiles._launches(exercise.harness, exercise.accepts[0], data)[0]
     error = compiles._compile_error(launch)
     assert error is not None
     assert "shared memory" in error
@@ -379,5 +379,5 @@ def test_noting_launches_leaves_triton_as_it_was() -> None:
     before = JITFunction.run
     exercise = KERNELS[0]
     data = next(iter(exercise.cases("small", 0))).data
-    compiles._launches(exercise, exercise.accepts[0], data)
+    compiles._launches(exercise.harness, exercise.accepts[0], data)
     assert JITFunction.run is before
