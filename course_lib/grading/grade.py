@@ -206,7 +206,7 @@ class _Run:
             return None
         if graded.sandbox not in STRONG and not self.settings.allow_weak:
             return None
-        if graded.result != self._result(item, graded.result.exercises):
+        if graded.result.origin != self._result(item, ()).origin:
             return None
         if graded.student != item.source.student:
             graded = replace(graded, student=item.source.student)
@@ -223,29 +223,29 @@ class _Run:
                 )
                 for each in item.chapter.exercises
             )
-        self._put(item, exercises, sandbox="none", start="none", seconds=0.0)
+        result = self._result(item, exercises)
+        self._put(item, result, sandbox="none", start="none", seconds=0.0)
 
     def _judged(self, item: _Item, outcome: Outcome) -> None:
         if outcome.failure:
             self._done(Line(item.source, None, failure=outcome.failure))
             return
         first = outcome.task.submission.name
+        result = self._result(item, outcome.exercises, outcome.notes)
         if item.source.name == first:
             how = {"start": outcome.start, "seconds": outcome.seconds, "spent": outcome.spent}
-            self._put(item, outcome.exercises, sandbox=outcome.sandbox, **how)
+            self._put(item, result, sandbox=outcome.sandbox, **how)
         else:
             how = {"start": "copied", "seconds": 0.0}
-            self._put(item, outcome.exercises, sandbox=outcome.sandbox, same_as=first, **how)
+            self._put(item, result, same_as=first, sandbox=outcome.sandbox, **how)
 
-    def _put(
-        self, item: _Item, exercises: tuple[ExerciseResult, ...], same_as: str = "", **how
-    ) -> None:
+    def _put(self, item: _Item, result: Result, same_as: str = "", **how) -> None:
         """Write a result in its envelope."""
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         graded = Graded(
             item.source.name,
             item.source.student,
-            self._result(item, exercises),
+            result,
             engine=self.settings.engine,
             finished_at=now,
             **how,
@@ -254,7 +254,9 @@ class _Run:
         self._write(file, graded)
         self._done(Line(item.source, graded, file, same_as=same_as))
 
-    def _result(self, item: _Item, exercises: tuple[ExerciseResult, ...]) -> Result:
+    def _result(
+        self, item: _Item, exercises: tuple[ExerciseResult, ...], notes: tuple[str, ...] = ()
+    ) -> Result:
         """The result. Nothing enters it but bytes, chapter, grader, seed and device."""
         status, reason = "graded", item.submission.reason
         if item.submission.status == "unreadable":
@@ -270,7 +272,7 @@ class _Run:
             self.seed_id,
             self.settings.device,
             reason,
-            item.submission.notes,
+            (*item.submission.notes, *notes),
         )
 
     def _file(self, item: _Item) -> Path:

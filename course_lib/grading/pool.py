@@ -23,6 +23,8 @@ from course_lib.grading.submission import Submission
 
 LONGEST = 1800.0
 """Seconds after which a worker is taken to hang. The judge's own limits end all code before."""
+STARTING = 300.0
+"""Seconds, on top of that, that a worker has to start its judge."""
 TRIES = 2
 PATIENCE = 10.0
 """Seconds that a worker has to close its sandbox before it is killed."""
@@ -51,6 +53,7 @@ class Outcome:
         start: "warm" or "cold".
         seconds: From taking it up to having it.
         spent: Of these, the judge's split.
+        notes: What the judge says of the file's cells.
         failure: Why there is no verdict, or "".
     """
 
@@ -60,6 +63,7 @@ class Outcome:
     start: str = ""
     seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     failure: str = ""
 
 
@@ -125,6 +129,7 @@ def run(
                 for kind, content in worker.heard():
                     if kind == "ready":
                         proven = True
+                        worker.until = time.monotonic() + longest
                         continue
                     if kind == "unfit" and not proven:
                         raise StartError(content)
@@ -165,7 +170,9 @@ class _Worker:
 
     def give(self, task: Task, tries: int, longest: float) -> None:
         """Hand it a task."""
-        self.task, self.tries, self.until = task, tries, time.monotonic() + longest
+        starting = 0.0 if self.until else STARTING
+        self.task, self.tries = task, tries
+        self.until = time.monotonic() + longest + starting
         # Where it is dead already, `heard` says so.
         with contextlib.suppress(OSError):
             self.connection.send(task)
@@ -235,10 +242,6 @@ def _work(connection: Connection, make_judge: MakeJudge) -> None:
     signal.signal(signal.SIGTERM, _leave)
     if hasattr(os, "setsid"):
         os.setsid()
-    import torch
-
-    # One thread: as many workers as cores compute at once, and sums come out in one order.
-    torch.set_num_threads(1)
     with contextlib.suppress(EOFError, BrokenPipeError), contextlib.ExitStack() as stack:
         try:
             judge = stack.enter_context(make_judge())
@@ -251,8 +254,10 @@ def _work(connection: Connection, make_judge: MakeJudge) -> None:
                 verdict = _judged(judge, task)
             except Exception as error:
                 connection.send(("stumbled", f"The grader stumbled: {_where(error)}"))
-                return
+                break
             connection.send(("verdict", verdict))
+    # Nothing is left to take down, and an exception in the interpreter's own end is only noise.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _judged(judge: Any, task: Task) -> dict[str, Any]:
@@ -263,6 +268,7 @@ def _judged(judge: Any, task: Task) -> dict[str, Any]:
         "sandbox": judge.sandbox_level,
         "start": judge.start,
         "spent": dict(judged.seconds),
+        "notes": tuple(judged.notes),
         "seconds": time.perf_counter() - start,
     }
 

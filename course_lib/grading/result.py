@@ -130,7 +130,7 @@ class Result:
         seed_id: Names the secret seed without giving it away.
         device: "cpu" or "cuda".
         reason: Why it is not "graded", or "".
-        notes: What the learner should know about the file itself.
+        notes: What the learner should know about the file and its cells.
     """
 
     sha256: str
@@ -166,6 +166,11 @@ class Result:
     def max_score(self) -> float:
         """Points that can be earned."""
         return math.fsum(exercise.max_score for exercise in self.exercises)
+
+    @property
+    def origin(self) -> tuple[str, ...]:
+        """All that decides the result: two results of one origin are the same."""
+        return self.sha256, self.chapter, self.status, self.grader, self.seed_id, self.device
 
     @property
     def address(self) -> str:
@@ -210,7 +215,8 @@ class Graded:
         student: Whose it is.
         result: The grade.
         sandbox: The level that the child ran in: "bwrap" or a weaker one; "none" where no code ran.
-        start: "warm", "cold", or "none".
+        start: "warm" or "cold"; "none" where no code ran; "copied" from another submission with the
+            same bytes.
         engine: What ran it: "local".
         seconds: From taking the submission up to having its result.
         spent: Of these, by `PARTS`.

@@ -128,8 +128,8 @@ def _notebook(text: str) -> dict[str, Any]:
     values = sum(text.count(sign) for sign in ",[{")
     if values > MOST_VALUES:
         raise UnreadableError(
-            f"It holds about {values:,} values; at most {MOST_VALUES:,} are read. Clear the outputs "
-            "of all cells, save, and hand it in again."
+            f"It holds about {values:,} values; at most {MOST_VALUES:,} are read. Clear the "
+            "outputs of all cells, save, and hand it in again."
         )
     try:
         notebook = json.loads(text)
