@@ -292,9 +292,12 @@ class _Trial:
         places = self.notebook.places(exercise.name)
         if places:
             number = places[-1].cell
-            why = self.session.dropped.get(number) or self.session.failed.get(number)
-            message += f" Cell {number} defines it" + (f", and {why}" if why else ", and failed.")
-        message = message.rstrip(".") + "."
+            if number in self.session.dropped:
+                message += f" Cell {number}, which defines it, was left out: "
+                message += self.session.dropped[number]
+            else:
+                why = self.session.failed.get(number, "did not come so far")
+                message += f" Cell {number}, which defines it, {why}."
         return self._result(exercise, "missing", message)
 
     def _cases(self, truth: _Truth, answer: Any) -> ExerciseResult:

@@ -14,8 +14,7 @@ from typing import Any
 from course_lib.grading.compare import copy_data, same_data
 from course_lib.grading.exercise import Data
 from course_lib.grading.isolation import isolated
-from course_lib.runtime.interpreter import KernelError, interpreted
-from course_lib.runtime.measure import measure_memory
+from course_lib.runtime.kernel_errors import KernelError
 
 
 class AnswerTodo(Exception):
@@ -90,9 +89,18 @@ def run_answer(
         AnswerTodo: If the answer is still the stub.
     """
     own = copy_data(data)
-    guards = interpreted(trace=trace) if kernel else contextlib.nullcontext()
+    # Imported here and not above: both bring Triton, which a child need not wait for in vain.
+    guards: Any = contextlib.nullcontext()
+    if kernel:
+        from course_lib.runtime.interpreter import interpreted
+
+        guards = interpreted(trace=trace)
+    meter: Any = contextlib.nullcontext()
+    if metered:
+        from course_lib.runtime.measure import measure_memory
+
+        meter = measure_memory()
     with isolated(seed) as printed, guards as launches:
-        meter = measure_memory() if metered else contextlib.nullcontext()
         try:
             with meter as memory:
                 value = harness(answer, own)

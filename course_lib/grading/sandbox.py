@@ -51,7 +51,8 @@ DATA_LIMIT = 4096 * MIB
 TREE_LIMIT = 6144 * MIB
 """Resident memory of all processes of a submission together; watched, not reserved."""
 FILE_LIMIT = 48 * MIB
-PROCESS_LIMIT = 48
+PROCESS_LIMIT = 24
+"""Processes and threads of one submission."""
 CPU_LIMIT = 1800
 
 
@@ -592,6 +593,12 @@ def _course_paths(shown: list[Path]) -> list[Path]:
     folders = [package, *(repository / each for each in ("solutions", "tests", "exercises"))]
     if repository.name in ("site-packages", "dist-packages"):
         folders = [package]
+    # Packages of the interpreter that an environment was made from are not the environment's.
+    used = {Path(each).resolve() for each in sys.path if each}
+    for root in shown:
+        for packages in root.glob("lib*/python3*/*-packages"):
+            if sys.prefix != sys.base_prefix and packages.resolve() not in used:
+                found.add(packages)
     candidates = [*folders, *(Path(each) / "course_lib" for each in sys.path if each)]
     for root in shown:
         candidates += root.glob("lib*/python3*/*-packages/course_lib")

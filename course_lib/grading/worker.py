@@ -29,7 +29,7 @@ import torch
 
 from course_lib.grading import wire
 from course_lib.grading.run import AnswerTodo, Ran, run_answer, text_of
-from course_lib.runtime.interpreter import KernelError
+from course_lib.runtime.kernel_errors import KernelError
 
 CELL_FILE = "<cell {}>"
 _CELL = re.compile(r"<cell (\d+)>")
@@ -56,7 +56,8 @@ def serve(sock: socket.socket) -> None:
         handler = getattr(notebook, f"on_{header['op']}")
         try:
             reply, out = handler(header, blob)
-        except MemoryError as error:
+        except Exception as error:
+            # What a submission patched may fail anywhere; that is its own answer, and no more.
             reply, out = {"error": describe(error)}, b""
         wire.send(sock, {"id": header["id"], **reply}, out)
 
