@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.run import environment
+from benchmarks.machine import environment
 from course_lib.runtime.measure import time_interleaved
 
 TOKENS, HEAD_DIM = 8192, 64

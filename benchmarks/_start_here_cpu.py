@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.run import environment
+from benchmarks.machine import environment
 from course_lib.runtime.measure import Timing, time_interleaved
 
 RECORDED = Path(__file__).resolve().parent / "recorded" / "start_here_cpu.json"
