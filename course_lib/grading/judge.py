@@ -47,7 +47,7 @@ from course_lib.grading.result import CaseResult, ExerciseResult, Finding
 from course_lib.grading.rules import Notebook
 from course_lib.grading.run import AnswerTodo, Ran
 from course_lib.grading.sandbox import Sandbox
-from course_lib.grading.session import CALL_SECONDS, MEMORY_SLACK, Fault, RemoteError, Session
+from course_lib.grading.session import MEMORY_SLACK, Fault, RemoteError, Session
 from course_lib.grading.submission import Submission
 from course_lib.runtime.interpreter import KernelError
 
@@ -402,7 +402,7 @@ class _Trial:
         if (
             exercise.kind == "kernel"
             and self.notebook.is_readable()
-            and not self.notebook.launches(exercise.name)
+            and not self.notebook.may_launch(exercise.name)
         ):
             message = "Nothing that it calls launches a kernel of this notebook."
             return self._result(exercise, "forbidden", message, "method")
@@ -466,7 +466,7 @@ class _Trial:
         }
         try:
             self.session.limit_memory(allowed)
-            ran = self.session.call(request, case.data, seconds=3 * CALL_SECONDS)
+            ran = self.session.call(request, case.data, patience=3.0)
         except Fault as fault:
             # An allocation that is refused in the wrong place ends the process.
             status = "memory" if fault.status == "error" else fault.status

@@ -17,6 +17,8 @@ from course_lib.grading.cells import Cell
 _MODULES = ("torch",)
 """Packages whose functions are operators."""
 
+_LOOKS_UP = ("eval", "exec", "getattr", "globals", "locals", "vars", "__import__")
+
 _ALSO = {
     "softmax": ("softmin", "Softmax", "Softmax2d", "Softmin"),
     "log_softmax": ("LogSoftmax",),
@@ -90,13 +92,19 @@ class Notebook:
                 return names[called], _place(cell, node)
         return None
 
-    def launches(self, name: str) -> bool:
+    def may_launch(self, name: str) -> bool:
         """Whether code on the path of an answer may launch a kernel that stands in the notebook.
 
         A launch is `kernel[grid](…)` or `kernel.run(…)`; a kernel has a decorator that names `jit`.
+        It may be anywhere where the answer is no plain function, or looks up names as it runs.
         """
+        definitions = self.definitions.get(name, [])
+        if not definitions or not isinstance(definitions[-1].node, ast.FunctionDef):
+            return True
         kernels, launches = False, False
-        for _, node in self._reached(name):
+        for _, node in self._reached(name, everything=True):
+            if isinstance(node, ast.Name) and node.id in _LOOKS_UP:
+                return True
             if isinstance(node, ast.FunctionDef):
                 kernels |= any("jit" in ast.dump(each) for each in node.decorator_list)
             if isinstance(node, ast.Call):
@@ -111,12 +119,13 @@ class Notebook:
         """Whether every cell could be parsed; where not, something may stand in the others."""
         return all(cell.tree is not None for cell in self.cells)
 
-    def _reached(self, name: str) -> Iterator[tuple[Cell, ast.AST]]:
+    def _reached(self, name: str, *, everything: bool = False) -> Iterator[tuple[Cell, ast.AST]]:
         """Every node of the last definition of a name, and of what it calls in turn.
 
         A name that is bound inside a function is that function's own, whatever the notebook calls
-        by it elsewhere. Of the notebook's variables only those that are called are followed: how a
-        number was computed beforehand is not on the path of the answer.
+        by it elsewhere. Of the notebook's variables only those that are called are followed, since
+        how a number was computed beforehand is not on the path of the answer; `everything` follows
+        the others too, where the absence of something is to be shown.
         """
         seen, waiting = {name}, [name]
         while waiting:
@@ -124,18 +133,16 @@ class Notebook:
                 for node, own in _with_own_names(definition.node, frozenset()):
                     yield definition.cell, node
                     for each in _followed(node, own):
-                        if each not in seen and self._is_code(each, node):
+                        if each not in seen and (everything or self._is_code(each, node)):
                             seen.add(each)
                             waiting.append(each)
 
     def _is_code(self, name: str, node: ast.AST) -> bool:
         """Whether what a name stands for runs when this node does."""
         last = self.definitions.get(name, [None])[-1]
-        if last is None:
-            return False
-        return isinstance(node, ast.Call) or not isinstance(
-            last.node, ast.Assign | ast.AnnAssign | ast.AugAssign
-        )
+        if last is None or isinstance(node, ast.Call):
+            return last is not None
+        return not isinstance(last.node, ast.Assign | ast.AnnAssign | ast.AugAssign)
 
     def _operator(self, node: ast.AST) -> str:
         """The last part of the name of PyTorch's operator that a node names, or ""."""

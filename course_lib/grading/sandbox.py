@@ -46,9 +46,9 @@ _ORDINARY_UIDS = range(61184, 65519)
 _MAIN = "from course_lib.grading.zygote import main; main()"
 
 MIB = 1 << 20
-DATA_LIMIT = 4096 * MIB
+DATA_LIMIT = 2048 * MIB
 """Private memory of one process (RLIMIT_DATA)."""
-TREE_LIMIT = 6144 * MIB
+TREE_LIMIT = 3072 * MIB
 """Resident memory of all processes of a submission together; watched, not reserved."""
 FILE_LIMIT = 48 * MIB
 PROCESS_LIMIT = 24
@@ -240,7 +240,7 @@ class Sandbox:
                 raise SandboxError(problem)
             if problem:
                 self.level, self.start, self.why_cold = "rlimits", "cold", problem
-                self._weak_view()
+                self._make_weak()
         except BaseException:
             self.close()
             raise
@@ -338,6 +338,7 @@ class Sandbox:
                 "absent": [str(path) for path in absent],
                 "address": list(listening.getsockname()),
                 "bytes": child.baseline[1] + 4 * DATA_LIMIT,
+                "file": FILE_LIMIT + 2 * MIB,
                 "processes": 2 * PROCESS_LIMIT,
                 "namespaces": True,
             }
@@ -356,20 +357,26 @@ class Sandbox:
 
     def _cold_child(self) -> Child:
         ours, theirs = socket.socketpair()
-        with theirs:
-            if self.level == "bwrap":
-                process, pid = self._start_bwrap("cold", theirs)
-            else:
-                process = self._start_bare(theirs)
-                pid = process.pid
         try:
+            with theirs:
+                if self.level == "bwrap":
+                    process, pid = self._start_bwrap("cold", theirs)
+                else:
+                    process = self._start_bare(theirs)
+                    pid = process.pid
+        except BaseException:
+            ours.close()
+            raise
+        pidfd = -1
+        with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
+        if pidfd < 0 or process.poll() is not None:
+            # bwrap is alive until it has waited for its child: only then is this id its child's.
             process.kill()
             process.wait()
-            raise SandboxError(f"the child ended at once. {self._errors()}") from None
-        if process.poll() is not None:
-            os.close(pidfd)
+            ours.close()
+            if pidfd >= 0:
+                os.close(pidfd)
             raise SandboxError(f"the child ended at once. {self._errors()}")
         return Child(ours, pid, pidfd, "cold", self._limits, _process=process)
 
@@ -471,8 +478,13 @@ class Sandbox:
             **identity,
         )
 
-    def _weak_view(self) -> None:
+    def _make_weak(self) -> None:
         """The student's view as files: without namespaces nothing can be mounted."""
+        if self.uid is not None and not _reached_by_all(os.path.realpath(sys.executable)):
+            # Root's own interpreter: nobody else can start it, and nothing can be shown elsewhere.
+            self.uid = None
+            self._limits.close()
+            self._limits = Limits(None)
         self._scratch.chmod(0o755)
         for inside, source in _view_files().items():
             target = self._scratch / "view" / inside
@@ -511,10 +523,7 @@ class Sandbox:
             else:
                 command += ["--symlink", source, target]
         command += ["--proc", "/proc", "--dev", "/dev"]
-        if self.device == "cuda":
-            for node in sorted(Path("/dev").glob("nvidia*")):
-                command += ["--dev-bind", str(node), str(node)]
-            command += ["--ro-bind", "/sys", "/sys"]
+        command += device_arguments(self.device)
         command += ["--size", str(16 * MIB), "--tmpfs", "/dev/shm"]
         command += ["--size", str(64 * MIB), "--tmpfs", "/tmp"]
         command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
@@ -609,6 +618,15 @@ def _course_paths(shown: list[Path]) -> list[Path]:
                 if any(same.is_relative_to(root) for root in shown):
                     found.add(same)
     return sorted(found)
+
+
+def device_arguments(device: str, dev: Path = Path("/dev")) -> list[str]:
+    """What bwrap shows of a GPU: its device nodes, after /dev, and /sys, which CUDA reads."""
+    if device != "cuda":
+        return []
+    nodes = [str(node) for node in sorted(dev.glob("nvidia*"))]
+    shown = [part for node in nodes for part in ("--dev-bind", node, node)]
+    return [*shown, "--ro-bind", "/sys", "/sys"]
 
 
 def _environment(device: str) -> dict[str, str]:

@@ -23,6 +23,8 @@ CALL_SECONDS = 20.0
 """The same for one call of an answer."""
 ALL_SECONDS = 600.0
 """Seconds by the clock for all code of one submission."""
+LARGEST_ANSWER = 64 * MIB
+"""Bytes of tensors that one answer may return."""
 MOST_DROPPED = 8
 """Cells that may end or hang the child before the rest is given up."""
 MEMORY_SLACK = 192 * MIB
@@ -107,20 +109,22 @@ class Session:
             raise self._broken()
         return values
 
-    def call(self, request: dict[str, Any], data: Any, *, seconds: float = CALL_SECONDS) -> Ran:
+    def call(self, request: dict[str, Any], data: Any, *, patience: float = 1.0) -> Ran:
         """Call an answer on fresh data.
 
         Args:
             request: What `worker.on_call` reads.
             data: The case's data.
-            seconds: Processor seconds that it may take.
+            patience: How many times `CALL_SECONDS` it may take.
 
         Raises:
             Fault: If the child is gone.
             LookupError: If the answer is still its stub.
         """
         tree, blob = wire.pack(data)
-        reply, out = self._ask({"op": "call", "data": tree, **request}, blob, seconds)
+        reply, out = self._ask(
+            {"op": "call", "data": tree, **request}, blob, patience * CALL_SECONDS
+        )
         if reply.get("todo") is True:
             raise LookupError("the answer is still its stub")
         if "error" in reply:
@@ -222,7 +226,9 @@ class Session:
         try:
             child.sock.settimeout(2 * seconds)
             wire.send(child.sock, {"id": self._asked, **request}, blob)
-            reply, out = wire.receive(child.sock, deadline=deadline, watch=watch)
+            reply, out = wire.receive(
+                child.sock, deadline=deadline, watch=watch, max_blob=LARGEST_ANSWER
+            )
         except TimeoutError:
             self.end()
             raise Fault("timeout", f"It did not end within {seconds:.0f} seconds.") from None

@@ -11,6 +11,7 @@ import asyncio
 import builtins
 import inspect
 import linecache
+import mmap
 import os
 import random
 import re
@@ -240,9 +241,9 @@ def _escapes(targets: SimpleNamespace) -> list[str]:
         ("write into /dev", lambda: Path("/dev/planted").touch()),
         ("write into course_lib", lambda: Path(__file__).with_name("planted.py").touch()),
         ("become root", lambda: os.setuid(0)),
-        ("allocate past the limit", lambda: bytearray(targets.bytes)),
-        ("map past the limit", lambda: _touch(targets.bytes)),
-        ("write a file past the limit", lambda: _fill("/tmp/planted", targets.bytes)),
+        ("allocate past the limit", lambda: _map(targets.bytes, mmap.MAP_PRIVATE)),
+        ("share memory past the limit", lambda: _map(targets.bytes, mmap.MAP_SHARED)),
+        ("write a file past the limit", lambda: _fill("/tmp/planted", targets.file)),
         ("raise a limit", lambda: _raise_limit(targets.bytes)),
         ("see other processes", _sees_others),
         ("start processes past the limit", lambda: _forks(targets.processes)),
@@ -265,10 +266,9 @@ def _connect(address: list[Any]) -> None:
         sock.connect(tuple(address))
 
 
-def _touch(size: int) -> None:
-    import mmap
-
-    mmap.mmap(-1, size).close()
+def _map(size: int, kind: int) -> None:
+    # Never touched: where nothing limits it, the machine must not suffer.
+    mmap.mmap(-1, size, flags=kind | mmap.MAP_ANONYMOUS).close()
 
 
 def _fill(path: str, size: int) -> None:
