@@ -584,3 +584,26 @@ def test_timing_is_a_median_of_many(monkeypatch):
     assert seen == {"repeats": 7, "names": ["ours_torch", "peer"]}
     assert forward["seconds"] == {"median": 2.0, "p20": 1.0, "p80": 3.0}
     assert forward["calls"] == 7
+
+
+def test_decoding_is_timed_as_a_graph_where_that_can_be(monkeypatch):
+    """Without a GPU: what is recorded, not the capture itself."""
+    case = bench_case("decode", (1, 1), (20, 9))
+    one = benchmark.CaseRun(case, torch.float32, CPU, 1)
+    call, graph = (lambda: None), (lambda: None)
+    assert one._timed(call) == (call, {})
+    one.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(benchmark, "as_graph", lambda call: graph)
+    assert one._timed(call) == (graph, {"timed": "replay of a CUDA graph"})
+
+    def refuse(call):
+        raise RuntimeError("cannot capture")
+
+    monkeypatch.setattr(benchmark, "as_graph", refuse)
+    assert one._timed(call) == (call, {"timed": "one by one: RuntimeError: cannot capture"})
+    # Its launches by the host are no bound where one replay launches all.
+    monkeypatch.setattr(benchmark, "_host_seconds", lambda call, device: 1.0)
+    timing = Timing(0.5, 0.5, 0.5, 1)
+    assert one._host(call, timing, {"timed": "one by one: x"})["host_bound"]
+    assert not one._host(call, timing, {"timed": "replay of a CUDA graph"})["host_bound"]
