@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import os
+import platform
 import random
 import resource
 import secrets
@@ -32,12 +33,13 @@ from pathlib import Path
 from typing import Any
 
 import course_lib
-from course_lib.grading import limiter, wire
+from course_lib.grading import limiter, seccomp, wire
 
 VIEW = "/course"
 """Where the child finds its `course_lib`."""
 _GRADING_FILES = (
-    "__init__", "compare", "compiles", "exercise", "isolation", "run", "wire", "worker", "zygote",
+    "__init__", "compare", "compiles", "exercise", "isolation", "run", "seccomp", "wire", "worker",
+    "zygote",
 )  # fmt: skip
 """What the child needs of `course_lib.grading`. None of it knows an exercise."""
 _INSIDE_UID = 1000
@@ -136,11 +138,12 @@ class Child:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         select.select([self.pidfd], [], [], 10)
         if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # Without namespaces there is only the group that it leads.
+                if os.getpgid(self._process.pid) == self._process.pid:
+                    os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.wait(10)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                # Without namespaces there is only the session.
-                os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Kill it and let go of everything."""
@@ -214,6 +217,8 @@ class Child:
 
 class Sandbox:
     """Starts children; a context manager that leaves no process and no file behind.
+
+    They also end when the thread that made it ends, whatever ends that.
 
     Args:
         device: "cpu", or "cuda" to show the GPU's device nodes to the child.
@@ -341,6 +346,7 @@ class Sandbox:
                 "file": FILE_LIMIT + 2 * MIB,
                 "processes": 2 * PROCESS_LIMIT,
                 "namespaces": True,
+                "calls": self.device == "cpu" and platform.machine() in seccomp.KNOWN,
             }
             problems = _seen_from_outside(child)
             wire.send(child.sock, {"op": "probe", "id": 0, "targets": targets})

@@ -91,7 +91,13 @@ def test_cold_children_give_the_same_grade(judge: Judge, monkeypatch: pytest.Mon
 
 # The answers of the records, right and wrong.
 
-EVERY = [(each, kind) for chapter in chapters() for each in chapter.exercises for kind in "aw"]
+EVERY = [
+    # That right answers pass, the solutions show; the records' own follow with --deep.
+    pytest.param(each, kind, id=f"{each.id}-{kind}", marks=[pytest.mark.slow] * (kind == "right"))
+    for chapter in chapters()
+    for each in chapter.exercises
+    for kind in ("right", "wrong")
+]
 
 
 def handed_in(exercise: Exercise, which: str) -> str:
@@ -101,18 +107,16 @@ def handed_in(exercise: Exercise, which: str) -> str:
     return f"{source}\n\n{exercise.name} = {find}.{which}\n"
 
 
-@pytest.mark.parametrize(
-    ("exercise", "kind"), EVERY, ids=[f"{each.id}-{kind}" for each, kind in EVERY]
-)
+@pytest.mark.parametrize(("exercise", "kind"), EVERY)
 def test_answers_of_the_record_are_judged_as_what_they_are(
     judge: Judge, exercise: Exercise, kind: str, deep: bool
 ) -> None:
-    """One of each kind by default; all with --deep."""
-    count = len(exercise.accepts if kind == "a" else exercise.misconceptions)
+    """One of each by default; all with --deep."""
+    count = len(exercise.accepts if kind == "right" else exercise.misconceptions)
     for index in range(count) if deep else [sum(exercise.id.encode()) % count]:
-        which = f"accepts[{index}]" if kind == "a" else f"misconceptions[{index}].wrong"
+        which = f"accepts[{index}]" if kind == "right" else f"misconceptions[{index}].wrong"
         result = grade(judge, handed_in(exercise, which), chapter=exercise.chapter)[exercise.name]
-        if kind == "a":
+        if kind == "right":
             assert result.status == "passed", f"{which}: {result}"
         else:
             assert result.status != "passed", which
@@ -370,6 +374,36 @@ def test_memory_is_limited_from_outside_whatever_the_child_says(judge: Judge) ->
     spend = WHOLE_MATRIX.replace("    scores", "    global hoard\n    hoard = None\n    scores", 1)
     again = grade(judge, LYING_METER, hoard, spend, chapter="flash_attention")["tiled_attention"]
     assert again.status == "memory", again
+
+
+HELPER = """
+import os, pickle, struct
+ours, theirs = os.pipe(), os.pipe()
+def write(fd, value):
+    data = pickle.dumps(value)
+    os.write(fd, struct.pack("Q", len(data)))
+    while data:
+        data = data[os.write(fd, data):]
+def read(fd):
+    size, data = struct.unpack("Q", os.read(fd, 8))[0], b""
+    while len(data) < size:
+        data += os.read(fd, size - len(data))
+    return pickle.loads(data)
+if os.fork() == 0:
+    while True:
+        write(theirs[1], whole_matrix(*read(ours[0])))
+def tiled_attention(*arguments):
+    write(ours[1], arguments)
+    return read(theirs[0])
+"""
+
+
+def test_a_helper_process_that_has_more_memory_does_not_help(judge: Judge, impatient: None) -> None:
+    cells = WHOLE_MATRIX.replace("tiled_attention", "whole_matrix"), HELPER
+    result = grade(judge, *cells, chapter="flash_attention")["tiled_attention"]
+    assert [each.status for each in result.cases[:-1]] == ["passed"] * (len(result.cases) - 1)
+    assert result.cases[-1].name == "9,000 queries, 7,000 keys", result
+    assert result.status != "passed"
 
 
 def test_an_honest_meter_is_believed_against_oneself(judge: Judge) -> None:

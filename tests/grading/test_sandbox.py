@@ -86,6 +86,28 @@ def test_no_file_of_a_chapter_is_anywhere(sandbox: Sandbox) -> None:
 
 
 @needs_bwrap
+def test_an_installed_course_is_masked_and_its_neighbours_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "lib" / "site-packages"
+    for name in ("course_lib", "neighbour"):
+        (packages / name / "exercises").mkdir(parents=True)
+        (packages / name / "exercises" / "__init__.py").write_text("answer = 42")
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(0o755)
+    monkeypatch.setattr("sys.path", [*os.sys.path, str(packages)])
+    module._mounts.cache_clear()
+    try:
+        with Sandbox() as made, contextlib.closing(made.child()) as child:
+            assert value(child, f"__import__('os').listdir({str(packages / 'course_lib')!r})") == []
+            assert run(child, f"import sys; sys.path.append({str(packages)!r})").get("ok")
+            assert run(child, "import neighbour.exercises").get("ok")
+            assert "error" in run(child, "import course_lib.exercises")
+    finally:
+        module._mounts.cache_clear()
+
+
+@needs_bwrap
 def test_children_do_not_see_each_other(sandbox: Sandbox) -> None:
     with (
         contextlib.closing(sandbox.child()) as first,
