@@ -345,8 +345,8 @@ class Sandbox:
                 "bytes": child.baseline[1] + 4 * DATA_LIMIT,
                 "file": FILE_LIMIT + 2 * MIB,
                 "processes": 2 * PROCESS_LIMIT,
-                "namespaces": True,
-                "calls": self.device == "cpu" and platform.machine() in seccomp.KNOWN,
+                "calls": platform.machine() in seccomp.KNOWN,
+                "memory_files": self.device == "cpu" and platform.machine() in seccomp.KNOWN,
             }
             problems = _seen_from_outside(child)
             wire.send(child.sock, {"op": "probe", "id": 0, "targets": targets})
@@ -468,7 +468,13 @@ class Sandbox:
     def _start_bare(self, sock: socket.socket) -> subprocess.Popen[Any]:
         """The weak level: a process of its own session, with a clean environment."""
         view = self._scratch / "view"
-        environment = {**_environment(self.device), "PYTHONPATH": str(view), "HOME": str(view)}
+        home = self._scratch / "home"
+        home.mkdir(mode=0o700, exist_ok=True)
+        if self.uid is not None:
+            os.chown(home, self.uid, self.uid)
+        places = {"PYTHONPATH": str(view), "HOME": str(home), "TMPDIR": str(home)}
+        caches = {"TRITON_CACHE_DIR": f"{home}/triton", "MPLCONFIGDIR": f"{home}/matplotlib"}
+        environment = {**_environment(self.device), **places, **caches}
         identity: dict[str, Any] = {}
         if self.uid is not None:
             identity = {"user": self.uid, "group": self.uid, "extra_groups": []}
@@ -479,7 +485,7 @@ class Sandbox:
             stderr=subprocess.DEVNULL,
             env=environment,
             pass_fds=[sock.fileno()],
-            cwd=view,
+            cwd=home,
             start_new_session=True,
             **identity,
         )
@@ -520,6 +526,10 @@ class Sandbox:
         command += ["--uid", str(_INSIDE_UID), "--gid", str(_INSIDE_UID), "--clearenv"]
         for name, value in _environment(self.device).items():
             command += ["--setenv", name, value]
+        command += ["--proc", "/proc", "--dev", "/dev"]
+        command += ["--size", str(16 * MIB), "--tmpfs", "/dev/shm"]
+        # Before what is shown: an environment may stand below /tmp.
+        command += ["--size", str(64 * MIB), "--tmpfs", "/tmp"]
         for what, source, target in _mounts(self.device):
             if what == "bind":
                 shown = str(stage / staged[source]) if source in staged else source
@@ -528,11 +538,12 @@ class Sandbox:
                 command += ["--tmpfs", target, "--remount-ro", target]
             else:
                 command += ["--symlink", source, target]
-        command += ["--proc", "/proc", "--dev", "/dev"]
         command += device_arguments(self.device)
-        command += ["--size", str(16 * MIB), "--tmpfs", "/dev/shm"]
-        command += ["--size", str(64 * MIB), "--tmpfs", "/tmp"]
-        command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+        command += ["--remount-ro", "/dev", "--remount-ro", "/"]
+        writable = _environment(self.device)["TMPDIR"]
+        if writable != "/tmp":
+            command += ["--remount-ro", "/tmp"]
+        command += ["--chdir", writable]
         command += ["--info-fd", str(info)]
         if kind == "cold":
             command.append("--disable-userns")
@@ -637,19 +648,22 @@ def device_arguments(device: str, dev: Path = Path("/dev")) -> list[str]:
 
 def _environment(device: str) -> dict[str, str]:
     """All that the child's environment holds. Nothing in it says that it is a grade."""
+    # A /tmp of a child's own would hide an environment that stands in it.
+    in_tmp = any(Path(target).is_relative_to("/tmp") for *_, target in _mounts(device))
+    writable = "/dev/shm" if in_tmp else "/tmp"
     names = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "HOME": "/tmp",
-        "TMPDIR": "/tmp",
+        "HOME": writable,
+        "TMPDIR": writable,
         "USER": "student",
         "LOGNAME": "student",
         "LANG": "C.UTF-8",
         "PYTHONPATH": VIEW,
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "TRITON_CACHE_DIR": "/tmp/triton",
+        "TRITON_CACHE_DIR": f"{writable}/triton",
         "MPLBACKEND": "agg",
-        "MPLCONFIGDIR": "/tmp/matplotlib",
+        "MPLCONFIGDIR": f"{writable}/matplotlib",
         "PLOTLY_RENDERER": "json",
         # One thread: a fork keeps one, and sums must be added in the same order every time.
         "OMP_NUM_THREADS": "1",

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import ctypes
 import inspect
 import linecache
 import mmap
 import os
+import platform
 import random
 import re
 import resource
@@ -244,14 +246,17 @@ def _escapes(targets: SimpleNamespace) -> list[str]:
         ("become root", lambda: os.setuid(0)),
         ("allocate past the limit", lambda: _map(targets.bytes, mmap.MAP_PRIVATE)),
         ("share memory past the limit", lambda: _map(targets.bytes, mmap.MAP_SHARED)),
-        ("write a file past the limit", lambda: _fill("/tmp/planted", targets.file)),
+        (
+            "write a file past the limit",
+            lambda: _fill(f"{os.environ['TMPDIR']}/planted", targets.file),
+        ),
         ("raise a limit", lambda: _raise_limit(targets.bytes)),
         ("see other processes", _sees_others),
         ("start processes past the limit", lambda: _forks(targets.processes)),
     ]
-    if targets.namespaces:
-        tried.append(("make a user namespace", _user_namespace))
     if targets.calls:
+        tried.append(("make a user namespace", _user_namespace))
+    if targets.memory_files:
         tried.append(("hold memory in a file", lambda: os.memfd_create("planted")))
     escaped = []
     for what, attempt in tried:
@@ -312,10 +317,11 @@ def _forks(most: int) -> None:
 
 
 def _user_namespace() -> None:
-    import ctypes
-
-    child = os.fork()
+    # By `clone`, which no filter can refuse without refusing every fork.
+    clone = {"x86_64": 56, "aarch64": 220}[platform.machine()]
+    child = ctypes.CDLL(None).syscall(clone, 0x10000000 | signal.SIGCHLD, 0, 0, 0, 0)
     if child == 0:
-        os._exit(1 if ctypes.CDLL(None).unshare(0x10000000) else 0)
-    if os.waitpid(child, 0)[1]:
+        os._exit(0)
+    if child < 0:
         raise OSError("refused")
+    os.waitpid(child, 0)

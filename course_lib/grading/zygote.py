@@ -137,9 +137,12 @@ def _enter() -> None:
     _mount("proc", "/proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, "")
     with open("/proc/sys/user/max_user_namespaces", "w") as file:
         file.write("0")
-    _mount("tmpfs", "/tmp", _MS_NOSUID | _MS_NODEV, "mode=700,size=64m,nr_inodes=10000")
-    _mount("tmpfs", "/dev/shm", _MS_NOSUID | _MS_NODEV, "mode=700,size=16m,nr_inodes=1000")
-    os.chdir("/tmp")
+    # /tmp, or /dev/shm where the interpreter's environment stands in /tmp.
+    writable = os.environ["TMPDIR"]
+    for place, size in {"/dev/shm": 16, writable: 64}.items():
+        options = f"mode=700,size={size}m,nr_inodes=10000"
+        _mount("tmpfs", place, _MS_NOSUID | _MS_NODEV, options)
+    os.chdir(writable)
     _check(_libc.sethostname(b"grader", 6), "host name")
     _drop_capabilities()
     # Without it a process of the same user id outside could be asked to trace this one.
