@@ -6,6 +6,7 @@ that ends or hangs it costs that answer; the next one meets a fresh child.
 
 from __future__ import annotations
 
+import math
 import re
 import resource
 import time
@@ -209,15 +210,18 @@ class Session:
         child = self._child
         assert child is not None
         self._asked += 1
-        began, spent = time.monotonic(), child.cpu_seconds()
+        began = time.monotonic()
         deadline = min(began + 2 * seconds, self._ends)
-        looked = began
+        looked, spent = began, math.nan
 
         def watch() -> None:
-            nonlocal looked
+            nonlocal looked, spent
             if time.monotonic() - looked < 0.2:
                 return
             looked = time.monotonic()
+            if math.isnan(spent):
+                # Looking costs more than most answers take, so only long ones are looked at.
+                spent = child.cpu_seconds()
             if child.resident() > TREE_LIMIT:
                 raise Fault("memory", f"It used more than {TREE_LIMIT // MIB:,} MiB of memory.")
             if child.cpu_seconds() - spent > seconds:
