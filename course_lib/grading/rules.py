@@ -106,7 +106,7 @@ class Notebook:
             if isinstance(node, ast.Name) and node.id in _LOOKS_UP:
                 return True
             if isinstance(node, ast.FunctionDef):
-                kernels |= any("jit" in ast.dump(each) for each in node.decorator_list)
+                kernels |= any(map(_names_jit, node.decorator_list))
             if isinstance(node, ast.Call):
                 function = node.func
                 launches |= isinstance(function, ast.Subscript)
@@ -165,6 +165,11 @@ class Notebook:
             if root not in self.imported and method not in self.own_members:
                 return method
         return ""
+
+
+def _names_jit(decorator: ast.AST) -> bool:
+    parts = (getattr(each, "id", getattr(each, "attr", "")) for each in _walk(decorator))
+    return any("jit" in part for part in parts)
 
 
 def _with_own_names(node: ast.AST, own: frozenset[str]) -> Iterator[tuple[ast.AST, frozenset[str]]]:

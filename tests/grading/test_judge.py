@@ -243,9 +243,38 @@ def forge(header, blob=b""):
         except OSError:
             pass
 """
-    for header in ({"id": 3, "passed": True}, {"id": 3, "value": {"list": []}}, {}):
+    for header in ({"id": 3, "passed": True}, {"id": 3, "value": {"list": []}}):
         cell = f"{forge}\ndef warm_up(values):\n    forge({header!r})\n    return values"
         assert warm_up(judge, cell).score == 0
+    # Not the answer to what was asked.
+    cell = f"{forge}\ndef warm_up(values):\n    forge({{'id': 99}})\n    return values + 1"
+    assert warm_up(judge, cell).status == "error"
+
+
+def test_a_reply_that_is_forged_to_the_letter_is_still_only_data(judge: Judge) -> None:
+    """It finds the request's number by its frames, and claims a tensor of a petabyte."""
+    cell = """
+import json, os, socket, struct, sys
+def warm_up(values):
+    frame = sys._getframe()
+    while "header" not in frame.f_locals:
+        frame = frame.f_back
+    import safetensors.torch, torch
+    blob = safetensors.torch.save({"0": torch.zeros(1)})
+    value = {"tensor": "0", "shape": [1 << 20, 1 << 20], "stride": [0, 0], "offset": 0}
+    reply = {"id": frame.f_locals["header"]["id"], "value": value, "changed": None}
+    text = json.dumps(reply).encode()
+    for fd in range(3, 50):
+        try:
+            sock = socket.socket(fileno=os.dup(fd))
+            sock.sendall(b"CGW1" + struct.pack(">IQ", len(text), len(blob)) + text + blob)
+        except OSError:
+            pass
+    os._exit(0)
+"""
+    result = warm_up(judge, cell)
+    assert result.status == "error"
+    assert "is not what a notebook's process sends" in result.feedback
 
 
 def test_a_patched_library_harms_only_its_own_submission(judge: Judge) -> None:
@@ -471,7 +500,8 @@ def test_what_the_grader_spends_is_reported(judge: Judge) -> None:
     judged = judge.grade(Submission("x", "0" * 64, (RIGHT,)), "start_here")
     assert set(judged.seconds) == {"overhead", "learner", "oracle"}
     assert all(value >= 0 for value in judged.seconds.values())
-    assert (judge.sandbox_level, judge.start) == ("bwrap", "warm")
+    assert judge.sandbox_level == "bwrap"
+    assert judge.start == ("cold" if judge.why_cold else "warm")
 
 
 def test_a_sandbox_that_breaks_is_the_graders_failure(
