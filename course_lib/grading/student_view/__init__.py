@@ -14,7 +14,10 @@ import importlib.abc
 import importlib.machinery
 import sys
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from course_lib.runtime.interpreter import interpreted
 
 __all__ = ["__version__", "check", "hint", "interpreted", "progress", "setup", "solution"]
 __version__ = "0"
