@@ -210,6 +210,8 @@ def _grade(arguments: argparse.Namespace) -> int:
     from course_lib.grading.summary import progress_line, summary, table
 
     out: Path = arguments.out
+    if arguments.device == "cuda":
+        _need_gpu()
     try:
         chapter = chapter_of(_package(arguments.chapter)) if arguments.chapter else None
         students = read_students(arguments.students) if arguments.students else None
@@ -237,7 +239,8 @@ def _grade(arguments: argparse.Namespace) -> int:
     try:
         lines = grade(sources, settings, engine, tell)
     except StartError as error:
-        raise UsageError(str(error)) from None
+        hint = "" if settings.allow_weak else " A self-check can do without: --allow-weak-sandbox."
+        raise UsageError(f"{error}{hint}") from None
     except GradeError as error:
         print(f"course grade: {error}", file=sys.stderr)
         return 3
@@ -336,6 +339,13 @@ def _repository() -> Path:
         return repository_root()
     except NoRepositoryError as error:
         raise UsageError(str(error)) from None
+
+
+def _need_gpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no NVIDIA GPU here")
 
 
 def _need(*packages: str) -> None:

@@ -236,28 +236,34 @@ def _exit(code: int | None) -> str:
 
 
 def _work(connection: Connection, make_judge: MakeJudge) -> None:
-    """Judge what comes, until there is no more or the parent is gone."""
+    """A worker's life: until there is no more to judge, or the parent is gone."""
     # Ctrl-C is the parent's to handle: it ends the workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     if hasattr(os, "setsid"):
         os.setsid()
-    with contextlib.suppress(EOFError, BrokenPipeError), contextlib.ExitStack() as stack:
+    try:
+        with contextlib.suppress(EOFError, BrokenPipeError), contextlib.ExitStack() as stack:
+            _serve(connection, make_judge, stack)
+    finally:
+        # Nothing is left to take down, and an exception in the interpreter's own end is noise.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _serve(connection: Connection, make_judge: MakeJudge, stack: contextlib.ExitStack) -> None:
+    try:
+        judge = stack.enter_context(make_judge())
+    except Exception as error:
+        connection.send(("unfit", str(error) or repr(error)))
+        return
+    connection.send(("ready", None))
+    while (task := connection.recv()) is not None:
         try:
-            judge = stack.enter_context(make_judge())
+            verdict = _judged(judge, task)
         except Exception as error:
-            connection.send(("unfit", f"{type(error).__name__}: {error}"))
+            connection.send(("stumbled", f"The grader stumbled: {_where(error)}"))
             return
-        connection.send(("ready", None))
-        while (task := connection.recv()) is not None:
-            try:
-                verdict = _judged(judge, task)
-            except Exception as error:
-                connection.send(("stumbled", f"The grader stumbled: {_where(error)}"))
-                break
-            connection.send(("verdict", verdict))
-    # Nothing is left to take down, and an exception in the interpreter's own end is only noise.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        connection.send(("verdict", verdict))
 
 
 def _judged(judge: Any, task: Task) -> dict[str, Any]:

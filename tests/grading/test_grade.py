@@ -659,6 +659,7 @@ def test_a_weak_sandbox_is_said(command, hand_in, monkeypatch) -> None:
         (["FOLDER", "--chapter", "nothing"], "There is no chapter 'nothing'"),
         (["FOLDER", "--students", "none.csv"], "none.csv: No such file"),
         (["FOLDER", "--seed-file", "none"], "none: No such file"),
+        (["FOLDER", "--device", "cuda"], "--device cuda: torch finds no NVIDIA GPU here"),
         (["FOLDER", "--out", "/dev/null/out"], "--out /dev/null/out: Not a directory"),
     ],
 )
@@ -688,9 +689,13 @@ def test_no_judge_is_an_unusable_argument(command, hand_in, monkeypatch) -> None
     monkeypatch.setattr(
         pool, "local_engine", lambda *_: functools.partial(pool.run, make_judge=make, jobs=1)
     )
-    code, _, err = command(hand_in(jane="good"))
+    folder = hand_in(jane="good")
+    code, _, err = command(folder)
     assert code == 2
-    assert "apt-get install bubblewrap" in err
+    assert "apt-get install bubblewrap A self-check can do without: --allow-weak-sandbox." in err
+    code, _, err = command(folder, "--allow-weak-sandbox")
+    assert code == 2
+    assert "A self-check" not in err
 
 
 def test_ctrl_c_ends_the_workers_and_keeps_what_is_graded(hand_in, tmp_path: Path) -> None:
