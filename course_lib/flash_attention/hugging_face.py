@@ -120,11 +120,14 @@ def attention(
 ) -> tuple[Tensor, None]:
     """What every layer calls: q [B, Hq, Tq, D], k and v [B, Hkv, Tk, D], to [B, Tq, Hq, D].
 
-    The names are those of transformers. It takes attention weights as well; there are none.
+    The names are those of transformers, which expects attention weights beside the output; there
+    are none.
     """
     asked = [n for n in REFUSED if others.get(n) is not None and others[n] is not False]
     if dropout > 0.0:
         asked.append(f"dropout={dropout}")
+    if cu_seq_lens_q is None and cu_seq_lens_k is not None:
+        asked.append("cu_seq_lens_k without cu_seq_lens_q")
     if asked:
         raise NotImplementedError(f"this attention does not do {', '.join(asked)}")
     if torch.is_autocast_enabled(query.device.type):
