@@ -156,7 +156,6 @@ class _Run:
 
     def __init__(self, sources: Sequence[Source], settings: Settings, tell: Tell) -> None:
         self.sources, self.settings, self.tell = sources, settings, tell
-        self.chapters = chapters()
         self.seed_id = seed_id(settings.seed)
         self.finished: dict[str, Line] = {}
         # Of the submissions with one key, the first is judged; the others wait for it.
@@ -165,9 +164,10 @@ class _Run:
 
     def tasks(self) -> Iterator[Task]:
         """What has to be judged, read when it is asked for. All else is finished on the way."""
+        known = chapters()
         for source in self.sources:
             submission = source.read()
-            chapter = self.settings.chapter or submission.chapter(self.chapters)
+            chapter = self.settings.chapter or submission.chapter(known)
             item = _Item(source, submission, chapter)
             if submission.status == "unreadable" or chapter is None:
                 self._unjudged(item)

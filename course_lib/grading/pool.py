@@ -83,11 +83,16 @@ def local_engine(
         secret_seed: For the cases.
         jobs: How many workers; default: one for each core that this process may use.
     """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    make = functools.partial(_judge, device, allow_weak, secret_seed)
+    return functools.partial(run, make_judge=make, jobs=jobs or cores or 1)
+
+
+def _judge(device: str, allow_weak: bool, secret_seed: bytes) -> Any:
+    # Imported in the worker: this process need not have torch to start it.
     from course_lib.grading.judge import Judge
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    make = functools.partial(Judge, device=device, allow_weak=allow_weak, secret_seed=secret_seed)
-    return functools.partial(run, make_judge=make, jobs=jobs or cores or 1)
+    return Judge(device=device, allow_weak=allow_weak, secret_seed=secret_seed)
 
 
 def run(
@@ -107,7 +112,8 @@ def run(
     Raises:
         StartError: If the first judge cannot be started.
     """
-    workers: list[_Worker] = []
+    # The first one starts while the first submission is still being looked for.
+    workers = [_Worker(make_judge)]
     waiting = ((task, 1) for task in tasks)
     again: list[tuple[Task, int]] = []
     proven = False
@@ -128,7 +134,7 @@ def run(
             for worker in busy:
                 for kind, content in worker.heard():
                     if kind == "ready":
-                        proven = True
+                        proven = worker.ready = True
                         worker.until = time.monotonic() + longest
                         continue
                     if kind == "unfit" and not proven:
@@ -151,7 +157,7 @@ def run(
         for worker in workers:
             worker.leave()
         for worker in workers:
-            worker.end(at_once=worker.task is not None)
+            worker.end(at_once=worker.task is not None or not worker.ready)
 
 
 class _Worker:
@@ -167,10 +173,11 @@ class _Worker:
         self.task: Task | None = None
         self.tries = 0
         self.until = 0.0
+        self.ready = False
 
     def give(self, task: Task, tries: int, longest: float) -> None:
         """Hand it a task."""
-        starting = 0.0 if self.until else STARTING
+        starting = 0.0 if self.ready else STARTING
         self.task, self.tries = task, tries
         self.until = time.monotonic() + longest + starting
         # Where it is dead already, `heard` says so.
