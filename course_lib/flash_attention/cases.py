@@ -7,13 +7,26 @@ left out, cannot go unnoticed.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["CASES", "Case", "Inputs", "cases", "make_inputs"]
+from .band import Band
+
+__all__ = [
+    "CASES",
+    "PACKED_CASES",
+    "Case",
+    "Inputs",
+    "PackedCase",
+    "cases",
+    "make_inputs",
+    "make_packed_inputs",
+    "packed_cases",
+]
 
 Size = Literal["tiny", "small", "large"]
 Values = Literal["normal", "late_max", "early_max", "heavy_tailed"]
@@ -42,25 +55,59 @@ class Case:
     #: cut from a larger tensor at an odd offset, so that no address is aligned; "expanded": one kv
     #: head broadcast with stride 0.
     layout: Layout = "contiguous"
+    #: Keys to the left and right of the diagonal that a query sees; -1 is no bound.
+    window_size: tuple[int, int] = (-1, -1)
 
     def flops(self) -> int:
         """FLOPs of the forward, 4 D for every visible pair of query and key."""
-        visible = self.Tq * self.Tk
-        if self.causal:
-            shift = self.Tk - self.Tq
-            visible = sum(min(max(i + 1 + shift, 0), self.Tk) for i in range(self.Tq))
-        return 4 * self.B * self.Hq * visible * self.D
+        pairs = Band.of(self.causal, self.window_size).pairs(self.Tq, self.Tk)
+        return 4 * self.B * self.Hq * pairs * self.D
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """Tensors of a case, with upstream gradients for both outputs."""
 
-    q: Tensor  #: [B, Hq, Tq, D]
+    q: Tensor  #: [B, Hq, Tq, D]; of a packed case [total_q, Hq, D], and the others likewise
     k: Tensor  #: [B, Hkv, Tk, D]
     v: Tensor  #: [B, Hkv, Tk, D]
     dout: Tensor  #: [B, Hq, Tq, D]
     dlse: Tensor  #: [B, Hq, Tq], fp32 or fp64
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedCase:
+    """One packed batch: sequences of these lengths, one after another."""
+
+    name: str
+    size: Size
+    lengths_q: tuple[int, ...]
+    Hq: int
+    Hkv: int
+    D: int
+    #: Lengths of the keys; None where they are those of the queries.
+    lengths_k: tuple[int, ...] | None = None
+    causal: bool = False
+    scale: float | None = None
+    values: Values = "normal"
+    window_size: tuple[int, int] = (-1, -1)
+
+    def lengths(self) -> list[tuple[int, int]]:
+        """(Tq, Tk) of every sequence."""
+        return list(zip(self.lengths_q, self.lengths_k or self.lengths_q, strict=True))
+
+    def cu_seqlens(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """cu_seqlens_q and cu_seqlens_k, int32 [sequences + 1]."""
+        q, k = (
+            torch.tensor((0, *itertools.accumulate(lengths)), dtype=torch.int32, device=device)
+            for lengths in (self.lengths_q, self.lengths_k or self.lengths_q)
+        )
+        return q, k
+
+    def flops(self) -> int:
+        """FLOPs of the forward, 4 D for every visible pair of query and key."""
+        band = Band.of(self.causal, self.window_size)
+        return 4 * self.Hq * self.D * sum(band.pairs(*pair) for pair in self.lengths())
 
 
 # Interpreted tiles are 64 queries by 32 keys forward and 32 by 64 backward (launches.py), so 64 and
@@ -91,9 +138,19 @@ CASES = (
     Case("bthd", "tiny", 2, 2, 2, 43, 38, 16, causal=True, layout="bthd"),
     Case("offset", "tiny", 1, 2, 2, 39, 42, 24, layout="offset"),
     Case("expanded", "tiny", 2, 2, 2, 36, 35, 16, layout="expanded"),
+    Case("window", "tiny", 1, 2, 1, 135, 135, 16, window_size=(20, 9)),
+    Case("window_causal", "tiny", 1, 2, 1, 150, 150, 16, causal=True, window_size=(70, -1)),
+    Case("window_wide", "tiny", 1, 1, 1, 160, 170, 16, window_size=(90, 75)),
+    Case("window_more_keys", "tiny", 1, 2, 1, 37, 141, 24, causal=True, window_size=(50, 0)),
+    Case("window_more_queries", "tiny", 1, 1, 1, 141, 37, 16, window_size=(11, 4)),
+    Case("window_left_only", "tiny", 1, 1, 1, 99, 105, 16, window_size=(40, -1)),
+    Case("window_right_only", "tiny", 1, 1, 1, 99, 105, 16, window_size=(-1, 3)),
+    Case("window_of_one", "tiny", 1, 2, 1, 67, 67, 16, causal=True, window_size=(0, 0)),
+    Case("window_late_max", "tiny", 1, 1, 1, 70, 131, 16, window_size=(64, 0), values="late_max"),
     Case("plain_small", "small", 2, 3, 3, 201, 167, 64),
     Case("causal_small", "small", 1, 4, 2, 259, 259, 64, causal=True),
     Case("causal_small_128", "small", 1, 2, 1, 131, 213, 128, causal=True),
+    Case("window_small", "small", 1, 4, 2, 259, 300, 64, causal=True, window_size=(100, -1)),
     Case("plain_large", "large", 2, 8, 8, 2047, 1793, 128),
     Case("causal_large", "large", 2, 8, 8, 2049, 2049, 128, causal=True),
     Case("causal_more_keys_large", "large", 1, 8, 2, 777, 2345, 128, causal=True),
@@ -101,6 +158,8 @@ CASES = (
     Case("grouped_large", "large", 2, 16, 2, 1025, 1025, 64, causal=True),
     Case("padded_72_large", "large", 1, 4, 4, 1111, 999, 72),
     Case("padded_80_large", "large", 1, 4, 2, 1111, 1111, 80, causal=True),
+    Case("window_large", "large", 1, 8, 2, 3001, 3001, 128, causal=True, window_size=(1023, -1)),
+    Case("window_more_keys_large", "large", 1, 8, 2, 777, 2345, 64, window_size=(300, 70)),
     Case("narrow_16_large", "large", 1, 4, 4, 1000, 1201, 16, causal=True),
     Case("narrow_32_large", "large", 1, 4, 4, 1000, 1201, 32),
     Case("wide_256_large", "large", 1, 2, 1, 1023, 1025, 256, causal=True),
@@ -113,9 +172,39 @@ CASES = (
 )
 
 
+PACKED_CASES = (
+    PackedCase("packed", "tiny", (37, 5, 70), 2, 2, 16),
+    PackedCase("packed_causal", "tiny", (70, 33, 1, 66), 2, 1, 16, causal=True),
+    PackedCase("packed_empty", "tiny", (0, 40, 0, 0, 35, 0), 2, 1, 16, causal=True),
+    PackedCase("packed_one", "tiny", (67,), 1, 1, 24, causal=True),
+    PackedCase("packed_all_empty", "tiny", (0, 0), 2, 1, 16),
+    PackedCase("packed_blocks", "tiny", (64, 63, 65, 32, 31), 1, 1, 16, causal=True),
+    PackedCase("packed_many_short", "tiny", tuple(range(1, 14)), 2, 2, 16, causal=True),
+    PackedCase("packed_grouped", "tiny", (33, 47, 20), 6, 2, 24),
+    PackedCase("packed_more_keys", "tiny", (9, 40, 3), 2, 1, 16, (50, 41, 70), causal=True),
+    PackedCase("packed_more_queries", "tiny", (50, 41), 2, 1, 16, (9, 40), causal=True),
+    PackedCase("packed_no_keys", "tiny", (12, 30, 9), 2, 1, 16, (20, 0, 15), causal=True),
+    PackedCase("packed_no_queries", "tiny", (12, 0, 9), 2, 1, 16, (20, 33, 15)),
+    PackedCase("packed_window", "tiny", (90, 71), 2, 1, 16, causal=True, window_size=(20, -1)),
+    PackedCase("packed_late_max", "tiny", (70, 64), 1, 1, 16, values="late_max", scale=0.4),
+    PackedCase("packed_80", "tiny", (35, 66), 1, 1, 80, causal=True),
+    PackedCase("packed_small", "small", (131, 7, 260, 64), 4, 2, 64, causal=True),
+    PackedCase("packed_large", "large", (1, 2047, 333, 0, 4096, 65, 128), 16, 4, 128, causal=True),
+    PackedCase("packed_full_large", "large", (999, 1024, 1111), 8, 8, 64),
+    PackedCase("packed_more_keys_large", "large", (7, 1300), 8, 2, 128, (2345, 1301), causal=True),
+    PackedCase("packed_many_large", "large", tuple(range(1, 300, 3)), 4, 4, 72, causal=True),
+    PackedCase("packed_window_large", "large", (3001, 500), 8, 2, 128, window_size=(511, 0)),
+)
+
+
 def cases(size: Size) -> list[Case]:
     """Every case of one size."""
     return [case for case in CASES if case.size == size]
+
+
+def packed_cases(size: Size) -> list[PackedCase]:
+    """Every packed case of one size."""
+    return [case for case in PACKED_CASES if case.size == size]
 
 
 def make_inputs(
@@ -162,6 +251,25 @@ def make_inputs(
         k, v = (x[:, :1].expand(-1, case.Hkv, -1, -1) for x in (k, v))
     statistics = torch.float64 if dtype == torch.float64 else torch.float32
     return Inputs(q, k, v, dout, dlse.to(statistics).to(device))
+
+
+def make_packed_inputs(
+    case: PackedCase,
+    dtype: torch.dtype,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Inputs:
+    """Draw the tensors of a packed case: [total, H, D], as ``make_inputs`` draws one sequence."""
+    total_q, total_k = sum(case.lengths_q), sum(case.lengths_k or case.lengths_q)
+    one = Case(case.name, case.size, 1, case.Hq, case.Hkv, total_q, total_k, case.D)
+    one = dataclasses.replace(one, values=case.values)
+    drawn = make_inputs(one, dtype, device=device, seed=seed)
+    packed = (
+        x[0].transpose(0, 1).contiguous()
+        for x in (drawn.q, drawn.k, drawn.v, drawn.dout, drawn.dlse)
+    )
+    return Inputs(*packed)
 
 
 def _lay_out(x: Tensor, layout: Layout) -> Tensor:

@@ -42,8 +42,16 @@ Axis legend
     BLOCK_M  queries a tile        BLOCK_N   keys a tile
 
     Tensors are [B, H, T, D] with any strides, as long as the last one is 1. Row statistics
-    (lse, delta) are contiguous [B, Hq, Tq] in fp32. Causal attention is aligned at the bottom
-    right: query i sees key j where j <= i + Tk - Tq, so that the last query sees every key.
+    (lse, delta) are contiguous [B, Hq, Tq] in fp32.
+
+Who sees whom
+    The diagonal is aligned at the bottom right: it ends at the last query and the last key.
+    Query i stands on key i + Tk - Tq. CAUSAL: it sees the keys up to there. WINDOWED: it sees
+    `left` keys before that one and `right` keys after it.
+
+    VARLEN: sequences of different lengths lie one after another along T, in a batch of one.
+    Sequence s has the rows cu_seqlens[s] ... cu_seqlens[s + 1] - 1, and sees nothing but itself.
+    Inside a kernel Tq and Tk are then the lengths of its own sequence.
 
 Three habits, everywhere in this file
     * Scores live in base 2: exp(x) = exp2(x * log2(e)), and log2(e) is folded into the scale,
@@ -70,7 +78,7 @@ LN2 = tl.constexpr(0.6931471805599453)  # log(2)
 
 # Triton would compile a kernel anew for a length or stride that happens to be 1 or a multiple of
 # 16. Lengths change from call to call, and what strides are good for, ALIGN says.
-UNSPECIALIZED = ["Hq", "Hkv", "Tq", "Tk"] + [
+UNSPECIALIZED = ["sequences", "Hq", "Hkv", "Tq", "Tk", "left", "right"] + [
     f"stride_{tensor}{axis}"
     for tensor in ("q", "k", "v", "o", "do", "dq", "dk", "dv")
     for axis in "bht"
@@ -84,6 +92,13 @@ UNSPECIALIZED = ["Hq", "Hkv", "Tq", "Tk"] + [
 def causal_mask(offs_m, offs_n, Tq, Tk):
     """Which query sees which key: [len(offs_m), len(offs_n)] of booleans."""
     return offs_n[None, :] <= offs_m[:, None] + (Tk - Tq)
+
+
+@triton.jit
+def window_mask(offs_m, offs_n, Tq, Tk, left, right):
+    """The same for a window of keys on both sides of the diagonal."""
+    ahead = offs_n[None, :] - (offs_m[:, None] + (Tk - Tq))  # how far right of the diagonal
+    return (ahead >= -left) & (ahead <= right)
 
 
 @triton.jit
@@ -157,22 +172,105 @@ def store_tile(
     tl.store(pointers, tile.to(tile_ptr.dtype.element_ty), mask=mask)
 
 
-# ---- which keys a block of queries needs ---------------------------------------------------
+# ---- which keys a block of queries needs, and the other way round -----------------------------
 
 
 @triton.jit
-def key_range(start_m, Tq, Tk, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Where the keys of queries start_m ... start_m + BLOCK_M - 1 end.
+def key_range(
+    start_m,
+    Tq,
+    Tk,
+    left,
+    right,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The keys of queries start_m ... start_m + BLOCK_M - 1.
 
-    Returns (unmasked_end, end): every query sees every key before unmasked_end, which is a
-    multiple of BLOCK_N; from there to end a mask is needed; no query sees a key past end.
+    Returns (begin, unmasked_begin, unmasked_end, end): no query sees a key before begin or from
+    end on. Every query sees every key from unmasked_begin to unmasked_end, which are whole tiles
+    away from begin. Before and after them a mask is needed.
     """
+    begin = 0
+    unmasked_begin = 0
     unmasked_end = Tk
     end = Tk
+    first = start_m + (Tk - Tq)  # where the diagonal crosses the first query, and the last
+    last = first + BLOCK_M - 1
+    if WINDOWED:
+        begin = tl.minimum(Tk, tl.maximum(0, first - left))
+        unmasked_begin = begin + tl.cdiv(tl.maximum(0, last - left - begin), BLOCK_N) * BLOCK_N
+        unmasked_end = tl.minimum(Tk, tl.maximum(0, first + right + 1))
+        end = tl.minimum(Tk, tl.maximum(0, last + right + 1))
     if CAUSAL:
-        unmasked_end = tl.minimum(Tk, tl.maximum(0, start_m + 1 + (Tk - Tq)))
-        end = tl.minimum(Tk, tl.maximum(0, start_m + BLOCK_M + (Tk - Tq)))
-    return unmasked_end // BLOCK_N * BLOCK_N, end
+        unmasked_end = tl.minimum(Tk, tl.maximum(0, first + 1))
+        end = tl.minimum(Tk, tl.maximum(0, last + 1))
+    whole = tl.maximum(0, unmasked_end - unmasked_begin) // BLOCK_N * BLOCK_N
+    return begin, unmasked_begin, unmasked_begin + whole, end
+
+
+@triton.jit
+def query_range(
+    start_n,
+    Tq,
+    Tk,
+    left,
+    right,
+    CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The queries that see keys start_n ... start_n + BLOCK_N - 1; returns what key_range does.
+
+    Without a window the unmasked queries go on to Tq, which need not be a whole tile away.
+    """
+    begin = 0
+    unmasked_begin = 0
+    unmasked_end = Tq
+    end = Tq
+    first = start_n - (Tk - Tq)  # where the diagonal crosses the first key, and the last
+    last = first + BLOCK_N - 1
+    if WINDOWED:
+        begin = tl.minimum(Tq, tl.maximum(0, first - right))
+        unmasked_begin = begin + tl.cdiv(tl.maximum(0, last - right - begin), BLOCK_M) * BLOCK_M
+        end = tl.minimum(Tq, tl.maximum(0, last + left + 1))
+        whole = tl.maximum(0, tl.minimum(Tq, first + left + 1) - unmasked_begin)
+        unmasked_end = unmasked_begin + whole // BLOCK_M * BLOCK_M
+    if CAUSAL:
+        begin = tl.minimum(Tq, tl.maximum(0, first))
+        unmasked_begin = begin + tl.cdiv(tl.maximum(0, last - begin), BLOCK_M) * BLOCK_M
+    return begin, unmasked_begin, unmasked_end, end
+
+
+# ---- where a sequence of a packed batch lies -------------------------------------------------
+
+
+@triton.jit
+def find_sequence(block, cu_seqlens_ptr, sequences, BLOCK: tl.constexpr):
+    """Which sequence block number `block` of a packed batch works on, and on which of its blocks.
+
+    Sequence s is given the block numbers from cu_seqlens[s] // BLOCK + s on. These are as many as
+    it needs, or one more, so a launch needs neither a list of blocks nor the longest length.
+    """
+    low = 0
+    high = sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(cu_seqlens_ptr + middle) // BLOCK + middle <= block:
+            low = middle
+        else:
+            high = middle
+    return low, block - (tl.load(cu_seqlens_ptr + low) // BLOCK + low)
+
+
+@triton.jit
+def sequence_rows(cu_seqlens_ptr, sequence):
+    """The first row of a sequence, and how many it has."""
+    begin = tl.load(cu_seqlens_ptr + sequence)
+    return begin, tl.load(cu_seqlens_ptr + sequence + 1) - begin
 
 
 # ---- kernels -------------------------------------------------------------------------------
@@ -185,6 +283,8 @@ def flash_attention_fwd_kernel(
     v_ptr,
     o_ptr,
     lse_ptr,
+    cu_seqlens_q_ptr,
+    cu_seqlens_k_ptr,
     stride_qb,
     stride_qh,
     stride_qt,
@@ -197,12 +297,17 @@ def flash_attention_fwd_kernel(
     stride_ob,
     stride_oh,
     stride_ot,
+    sequences,
     Hq,
     Hkv,
     Tq,
     Tk,
+    left,
+    right,
     scale_log2,  # softmax scale * log2(e)
     CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    VARLEN: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -216,17 +321,31 @@ def flash_attention_fwd_kernel(
     if CAUSAL:
         # The last queries have the most keys: start them first, and none is left over at the end.
         block_m = tl.num_programs(0) - 1 - block_m
-    start_m = block_m * BLOCK_M
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     kv_head = head // (Hq // Hkv)
 
-    first_row = start_m.to(tl.int64)
-    q_ptr += batch * stride_qb + head * stride_qh + first_row * stride_qt
-    o_ptr += batch * stride_ob + head * stride_oh + first_row * stride_ot
+    q_ptr += batch * stride_qb + head * stride_qh
+    o_ptr += batch * stride_ob + head * stride_oh
     k_ptr += batch * stride_kb + kv_head * stride_kh
     v_ptr += batch * stride_vb + kv_head * stride_vh
     lse_ptr += (batch * Hq + head) * Tq
+    if VARLEN:
+        sequence, block_m = find_sequence(block_m, cu_seqlens_q_ptr, sequences, BLOCK_M)
+        q_begin, Tq = sequence_rows(cu_seqlens_q_ptr, sequence)
+        k_begin, Tk = sequence_rows(cu_seqlens_k_ptr, sequence)
+        if block_m * BLOCK_M >= Tq:
+            return
+        q_ptr += q_begin.to(tl.int64) * stride_qt
+        o_ptr += q_begin.to(tl.int64) * stride_ot
+        k_ptr += k_begin.to(tl.int64) * stride_kt
+        v_ptr += k_begin.to(tl.int64) * stride_vt
+        lse_ptr += q_begin
+
+    start_m = block_m * BLOCK_M
+    first_row = start_m.to(tl.int64)
+    q_ptr += first_row * stride_qt
+    o_ptr += first_row * stride_ot
 
     offs_m = start_m + tl.arange(0, BLOCK_M)
     mask_m = offs_m < Tq
@@ -236,27 +355,33 @@ def flash_attention_fwd_kernel(
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
-    unmasked_end, end = key_range(start_m, Tq, Tk, CAUSAL, BLOCK_M, BLOCK_N)
+    begin, unmasked_begin, unmasked_end, end = key_range(
+        start_m, Tq, Tk, left, right, CAUSAL, WINDOWED, BLOCK_M, BLOCK_N
+    )
 
-    # The loop is compiled twice: first without a mask, for the keys that every query of the
-    # block sees, then with one, for the diagonal and the ragged end.
-    for MASKED in tl.static_range(2):
-        first = unmasked_end if MASKED else 0
-        last = end if MASKED else unmasked_end
+    # The loop is compiled once for every stretch of keys: with a mask for the left edge of a
+    # window, without one for the keys that every query of the block sees, and with one again for
+    # the diagonal and the ragged end.
+    for STRETCH in tl.static_range(0 if WINDOWED else 1, 3):  # pyright: ignore
+        first = begin if STRETCH == 0 else unmasked_begin if STRETCH == 1 else unmasked_end
+        last = tl.minimum(unmasked_begin, end) if STRETCH == 0 else unmasked_end
+        last = end if STRETCH == 2 else last
         first_row = tl.cast(first, tl.int64)
         k_tile_ptr = k_ptr + first_row * stride_kt
         v_tile_ptr = v_ptr + first_row * stride_vt
         for start_n in range(first, last, BLOCK_N):
-            rows = Tk - start_n if MASKED else None
+            rows = Tk - start_n if STRETCH != 1 else None
 
             k_tile = load_tile(k_tile_ptr, stride_kt, rows, ALIGN, D, BLOCK_N, BLOCK_D)
             scores = tl.dot(q_tile, k_tile.T, input_precision="ieee")  # [BLOCK_M, BLOCK_N]
 
-            if MASKED:
+            if STRETCH != 1:
                 offs_n = start_n + tl.arange(0, BLOCK_N)
                 mask = (offs_n < Tk)[None, :]
                 if CAUSAL:
                     mask = mask & causal_mask(offs_m, offs_n, Tq, Tk)
+                if WINDOWED:
+                    mask = mask & window_mask(offs_m, offs_n, Tq, Tk, left, right)
                 scores = tl.where(mask, scores, float("-inf"))
 
             weights, row_max, row_sum, acc = online_softmax_step(
@@ -328,6 +453,8 @@ def flash_attention_bwd_dkdv_kernel(
     delta_ptr,
     dk_ptr,
     dv_ptr,
+    cu_seqlens_q_ptr,
+    cu_seqlens_k_ptr,
     stride_qb,
     stride_qh,
     stride_qt,
@@ -346,14 +473,19 @@ def flash_attention_bwd_dkdv_kernel(
     stride_dvb,
     stride_dvh,
     stride_dvt,
+    sequences,
     Hq,
     Hkv,
     Tq,
     Tk,
+    left,
+    right,
     scale,
     scale_log2,
     GROUPED: tl.constexpr,
     CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    VARLEN: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -364,15 +496,40 @@ def flash_attention_bwd_dkdv_kernel(
     # Grid (blocks of keys, Hkv, B): a program owns BLOCK_N keys of one kv head, and the whole of
     # their dK and dV. It visits every query that sees them, in every query head of the group, so
     # that nothing is added up in memory and the result is the same in every run.
-    start_n = tl.program_id(0) * BLOCK_N
+    block_n = tl.program_id(0)
     kv_head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
 
+    q_ptr += batch * stride_qb
+    do_ptr += batch * stride_dob
+    k_ptr += batch * stride_kb + kv_head * stride_kh
+    v_ptr += batch * stride_vb + kv_head * stride_vh
+    dk_ptr += batch * stride_dkb + kv_head * stride_dkh
+    dv_ptr += batch * stride_dvb + kv_head * stride_dvh
+    rows = Tq  # of lse and delta, from one head to the next
+    lse_ptr += batch * Hq * rows
+    delta_ptr += batch * Hq * rows
+    if VARLEN:
+        sequence, block_n = find_sequence(block_n, cu_seqlens_k_ptr, sequences, BLOCK_N)
+        q_begin, Tq = sequence_rows(cu_seqlens_q_ptr, sequence)
+        k_begin, Tk = sequence_rows(cu_seqlens_k_ptr, sequence)
+        if block_n * BLOCK_N >= Tk:
+            return
+        q_ptr += q_begin.to(tl.int64) * stride_qt
+        do_ptr += q_begin.to(tl.int64) * stride_dot
+        k_ptr += k_begin.to(tl.int64) * stride_kt
+        v_ptr += k_begin.to(tl.int64) * stride_vt
+        dk_ptr += k_begin.to(tl.int64) * stride_dkt
+        dv_ptr += k_begin.to(tl.int64) * stride_dvt
+        lse_ptr += q_begin
+        delta_ptr += q_begin
+
+    start_n = block_n * BLOCK_N
     first_row = start_n.to(tl.int64)
-    k_ptr += batch * stride_kb + kv_head * stride_kh + first_row * stride_kt
-    v_ptr += batch * stride_vb + kv_head * stride_vh + first_row * stride_vt
-    dk_ptr += batch * stride_dkb + kv_head * stride_dkh + first_row * stride_dkt
-    dv_ptr += batch * stride_dvb + kv_head * stride_dvh + first_row * stride_dvt
+    k_ptr += first_row * stride_kt
+    v_ptr += first_row * stride_vt
+    dk_ptr += first_row * stride_dkt
+    dv_ptr += first_row * stride_dvt
 
     offs_n = start_n + tl.arange(0, BLOCK_N)
 
@@ -381,27 +538,28 @@ def flash_attention_bwd_dkdv_kernel(
     dk_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
 
-    # Queries before `begin` see none of these keys, queries from `unmasked_begin` on see all.
-    begin = 0
-    unmasked_begin = 0
-    if CAUSAL:
-        begin = tl.maximum(0, start_n - (Tk - Tq))
-        masked = tl.maximum(0, start_n + BLOCK_N - 1 - (Tk - Tq)) - begin
-        unmasked_begin = begin + (masked + BLOCK_M - 1) // BLOCK_M * BLOCK_M
+    begin, unmasked_begin, unmasked_end, end = query_range(
+        start_n, Tq, Tk, left, right, CAUSAL, WINDOWED, BLOCK_M, BLOCK_N
+    )
 
     # Known to be 1, the loop over heads costs no registers, and the tiles can be larger.
     group = Hq // Hkv if GROUPED else 1
     for head_of_group in range(group):
         head = kv_head * group + head_of_group
-        row = tl.cast(begin, tl.int64)
-        q_tile_ptr = q_ptr + batch * stride_qb + head * stride_qh + row * stride_qt
-        do_tile_ptr = do_ptr + batch * stride_dob + head * stride_doh + row * stride_dot
-        statistics = (batch * Hq + head) * Tq
+        statistics = head * rows
 
-        # Compiled twice where it must be: over the diagonal with a mask, then without.
-        for UNMASKED in tl.static_range(0 if CAUSAL else 1, 2):  # pyright: ignore
-            first = unmasked_begin if UNMASKED else begin
-            last = Tq if UNMASKED else tl.minimum(unmasked_begin, Tq)
+        # Compiled once for every stretch, as in the forward: over the diagonal with a mask, then
+        # without, and with a mask again for the other edge of a window.
+        for STRETCH in tl.static_range(
+            0 if CAUSAL or WINDOWED else 1,  # pyright: ignore
+            3 if WINDOWED else 2,  # pyright: ignore
+        ):
+            first = begin if STRETCH == 0 else unmasked_begin if STRETCH == 1 else unmasked_end
+            last = tl.minimum(unmasked_begin, end) if STRETCH == 0 else unmasked_end
+            last = end if STRETCH == 2 else last
+            row = tl.cast(first, tl.int64)
+            q_tile_ptr = q_ptr + head * stride_qh + row * stride_qt
+            do_tile_ptr = do_ptr + head * stride_doh + row * stride_dot
             for start_m in range(first, last, BLOCK_M):
                 offs_m = start_m + tl.arange(0, BLOCK_M)
                 mask_m = offs_m < Tq
@@ -413,8 +571,12 @@ def flash_attention_bwd_dkdv_kernel(
                 # Transposed, keys down and queries across, so that weights need no transposing.
                 scores = tl.dot(k_tile, q_tile.T, input_precision="ieee")  # [BLOCK_N, BLOCK_M]
                 weights = tl.exp2(scores * scale_log2 - (lse * LOG2E)[None, :])
-                if not UNMASKED:
-                    weights = tl.where(causal_mask(offs_m, offs_n, Tq, Tk).T, weights, 0.0)
+                if STRETCH != 1:
+                    if CAUSAL:
+                        mask = causal_mask(offs_m, offs_n, Tq, Tk)
+                    else:
+                        mask = window_mask(offs_m, offs_n, Tq, Tk, left, right)
+                    weights = tl.where(mask.T, weights, 0.0)
 
                 do_tile = load_tile(
                     do_tile_ptr, stride_dot, Tq - start_m, ALIGN, D, BLOCK_M, BLOCK_D
@@ -441,6 +603,8 @@ def flash_attention_bwd_dq_kernel(
     lse_ptr,
     delta_ptr,
     dq_ptr,
+    cu_seqlens_q_ptr,
+    cu_seqlens_k_ptr,
     stride_qb,
     stride_qh,
     stride_qt,
@@ -456,13 +620,18 @@ def flash_attention_bwd_dq_kernel(
     stride_dqb,
     stride_dqh,
     stride_dqt,
+    sequences,
     Hq,
     Hkv,
     Tq,
     Tk,
+    left,
+    right,
     scale,
     scale_log2,
     CAUSAL: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    VARLEN: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -475,19 +644,36 @@ def flash_attention_bwd_dq_kernel(
     block_m = tl.program_id(0)
     if CAUSAL:
         block_m = tl.num_programs(0) - 1 - block_m
-    start_m = block_m * BLOCK_M
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     kv_head = head // (Hq // Hkv)
 
-    first_row = start_m.to(tl.int64)
-    q_ptr += batch * stride_qb + head * stride_qh + first_row * stride_qt
-    do_ptr += batch * stride_dob + head * stride_doh + first_row * stride_dot
-    dq_ptr += batch * stride_dqb + head * stride_dqh + first_row * stride_dqt
+    q_ptr += batch * stride_qb + head * stride_qh
+    do_ptr += batch * stride_dob + head * stride_doh
+    dq_ptr += batch * stride_dqb + head * stride_dqh
     k_ptr += batch * stride_kb + kv_head * stride_kh
     v_ptr += batch * stride_vb + kv_head * stride_vh
     lse_ptr += (batch * Hq + head) * Tq
     delta_ptr += (batch * Hq + head) * Tq
+    if VARLEN:
+        sequence, block_m = find_sequence(block_m, cu_seqlens_q_ptr, sequences, BLOCK_M)
+        q_begin, Tq = sequence_rows(cu_seqlens_q_ptr, sequence)
+        k_begin, Tk = sequence_rows(cu_seqlens_k_ptr, sequence)
+        if block_m * BLOCK_M >= Tq:
+            return
+        q_ptr += q_begin.to(tl.int64) * stride_qt
+        do_ptr += q_begin.to(tl.int64) * stride_dot
+        dq_ptr += q_begin.to(tl.int64) * stride_dqt
+        k_ptr += k_begin.to(tl.int64) * stride_kt
+        v_ptr += k_begin.to(tl.int64) * stride_vt
+        lse_ptr += q_begin
+        delta_ptr += q_begin
+
+    start_m = block_m * BLOCK_M
+    first_row = start_m.to(tl.int64)
+    q_ptr += first_row * stride_qt
+    do_ptr += first_row * stride_dot
+    dq_ptr += first_row * stride_dqt
 
     offs_m = start_m + tl.arange(0, BLOCK_M)
     mask_m = offs_m < Tq
@@ -498,25 +684,30 @@ def flash_attention_bwd_dq_kernel(
     delta = tl.load(delta_ptr + offs_m, mask=mask_m, other=0.0)
     dq_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
-    unmasked_end, end = key_range(start_m, Tq, Tk, CAUSAL, BLOCK_M, BLOCK_N)
+    begin, unmasked_begin, unmasked_end, end = key_range(
+        start_m, Tq, Tk, left, right, CAUSAL, WINDOWED, BLOCK_M, BLOCK_N
+    )
 
-    for MASKED in tl.static_range(2):
-        first = unmasked_end if MASKED else 0
-        last = end if MASKED else unmasked_end
+    for STRETCH in tl.static_range(0 if WINDOWED else 1, 3):  # pyright: ignore
+        first = begin if STRETCH == 0 else unmasked_begin if STRETCH == 1 else unmasked_end
+        last = tl.minimum(unmasked_begin, end) if STRETCH == 0 else unmasked_end
+        last = end if STRETCH == 2 else last
         first_row = tl.cast(first, tl.int64)
         k_tile_ptr = k_ptr + first_row * stride_kt
         v_tile_ptr = v_ptr + first_row * stride_vt
         for start_n in range(first, last, BLOCK_N):
-            rows = Tk - start_n if MASKED else None
+            rows = Tk - start_n if STRETCH != 1 else None
 
             k_tile = load_tile(k_tile_ptr, stride_kt, rows, ALIGN, D, BLOCK_N, BLOCK_D)
             scores = tl.dot(q_tile, k_tile.T, input_precision="ieee")  # [BLOCK_M, BLOCK_N]
             weights = tl.exp2(scores * scale_log2 - lse[:, None])
-            if MASKED:
+            if STRETCH != 1:
                 offs_n = start_n + tl.arange(0, BLOCK_N)
                 mask = (offs_n < Tk)[None, :]
                 if CAUSAL:
                     mask = mask & causal_mask(offs_m, offs_n, Tq, Tk)
+                if WINDOWED:
+                    mask = mask & window_mask(offs_m, offs_n, Tq, Tk, left, right)
                 weights = tl.where(mask, weights, 0.0)
 
             v_tile = load_tile(v_tile_ptr, stride_vt, rows, ALIGN, D, BLOCK_N, BLOCK_D)

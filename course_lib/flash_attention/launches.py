@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from course_lib.runtime.crosscompile import Launch
@@ -188,17 +188,23 @@ def launch_config(kernel: str, arch: int | None, head_dim: int, itemsize: int) -
 # ---- the list for the compile gate ---------------------------------------------------------
 
 
+EXTENTS = ("sequences", "Hq", "Hkv", "Tq", "Tk", "left", "right")
+Mask = Literal["full", "causal", "window"]
+
+
 def signature_of(kernel: Any, dtype: str) -> dict[str, str]:
     """Types of a kernel's run-time arguments, read off their names as this chapter spells them."""
     types = {}
     for name in kernel.arg_names:
         if name in ("lse_ptr", "dlse_ptr", "delta_ptr"):
             types[name] = "*fp32"
+        elif name.startswith("cu_seqlens"):
+            types[name] = "*i32"
         elif name.endswith("_ptr"):
             types[name] = f"*{dtype}"
         elif name.startswith("scale"):
             types[name] = "fp32"
-        elif name.startswith("stride_") or name in ("Hq", "Hkv", "Tq", "Tk"):
+        elif name.startswith("stride_") or name in EXTENTS:
             types[name] = "i32"
     return types
 
@@ -209,7 +215,8 @@ def kernel_launch(
     head_dim: int,
     dtype: str,
     *,
-    causal: bool,
+    mask: Mask,
+    varlen: bool = False,
     config: LaunchConfig | None = None,
 ) -> Launch:
     """One launch, for the compile gate; ``config`` stands in for the table's when one is tuned."""
@@ -222,9 +229,11 @@ def kernel_launch(
     if config is None:
         rows = table_architecture(divmod(arch, 10))
         config = launch_config(kernel, rows, head_dim, itemsize)
-    constexprs = {
+    constexprs: dict[str, Any] = {
         "GROUPED": kernel.endswith("_grouped"),
-        "CAUSAL": causal,
+        "CAUSAL": mask == "causal",
+        "WINDOWED": mask == "window",
+        "VARLEN": varlen,
         "ALIGN": 16,
         "D": head_dim,
         "BLOCK_D": block_d(head_dim),
@@ -232,9 +241,12 @@ def kernel_launch(
         "BLOCK_N": config.BLOCK_N,
     }
     signature = signature_of(function, dtype)
-    mask = "causal" if causal else "full"
+    if not varlen:  # a launch passes None for them, which is a constant to Triton
+        for name in ("cu_seqlens_q_ptr", "cu_seqlens_k_ptr"):
+            signature.pop(name, None)
+            constexprs[name] = None
     return Launch(
-        name=f"{kernel}/sm_{arch}/d{head_dim}/{dtype}/{mask}",
+        name=f"{kernel}/sm_{arch}/d{head_dim}/{dtype}/{mask}" + ("/varlen" if varlen else ""),
         kernel=function,
         signature=signature,
         constexprs={n: v for n, v in constexprs.items() if n in function.arg_names},
@@ -245,6 +257,17 @@ def kernel_launch(
     )
 
 
+# Every kernel is compiled for these, at every entry of the table. A window within packed sequences
+# has the cost of both, and is compiled at the head dimensions that models have.
+MODES: tuple[tuple[Mask, bool], ...] = (
+    ("full", False),
+    ("causal", False),
+    ("window", False),
+    ("causal", True),
+)
+MORE_MODES: tuple[tuple[Mask, bool], ...] = (("full", True), ("window", True))
+
+
 def _launches() -> Iterator[Launch]:
     for kernel, rows in TABLE.items():
         for (arch, itemsize), row in rows.items():
@@ -252,20 +275,23 @@ def _launches() -> Iterator[Launch]:
             for head_dim, config in zip(BLOCK_DS, row, strict=True):
                 if config is None:
                     continue
-                for causal in (False, True):
-                    yield kernel_launch(kernel, arch, head_dim, dtype, causal=causal)
+                modes = MODES
+                if arch >= 80 and itemsize == 2 and head_dim in (64, 128):
+                    modes += MORE_MODES
+                for mask, varlen in modes:
+                    yield kernel_launch(kernel, arch, head_dim, dtype, mask=mask, varlen=varlen)
                     if (arch, itemsize) == (86, 2):
-                        yield kernel_launch(kernel, 89, head_dim, dtype, causal=causal)
+                        yield kernel_launch(kernel, 89, head_dim, dtype, mask=mask, varlen=varlen)
     # What the rows above do not show: padded head dimensions, and the other half dtype.
     for arch in (80, 89, 90, 100):
         for kernel in TABLE:
-            yield kernel_launch(kernel, arch, 72, "bf16", causal=True)
-            yield kernel_launch(kernel, arch, 80, "bf16", causal=False)
-            yield kernel_launch(kernel, arch, 128, "fp16", causal=True)
+            yield kernel_launch(kernel, arch, 72, "bf16", mask="causal")
+            yield kernel_launch(kernel, arch, 80, "bf16", mask="full")
+            yield kernel_launch(kernel, arch, 128, "fp16", mask="causal")
     for arch in (75, 80, 86, 89, 90, 100):
         for head_dim in BLOCK_DS:
             for dtype in ("fp16" if arch == 75 else "bf16", "fp32"):
-                yield kernel_launch("bwd_preprocess", arch, head_dim, dtype, causal=False)
+                yield kernel_launch("bwd_preprocess", arch, head_dim, dtype, mask="full")
 
 
 def __getattr__(name: str) -> Any:

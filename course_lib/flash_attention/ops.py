@@ -1,30 +1,39 @@
-"""The public function ``flash_attention``: validation, dispatch, launches, autograd."""
+"""The public functions ``flash_attention`` and ``flash_attention_varlen``.
 
-# A launch, kernel[grid](...), takes options that the kernel's own signature does not show.
-# pyright: reportCallIssue=false
+Validation, and the registration of four operators. What runs inside them is in ``fused.py`` (the
+kernels) and in ``tiled.py`` (PyTorch).
+"""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import math
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from .launches import HEAD_DIMS, block_d, launch_config, table_architecture
-from .tiled import statistics_dtype, tiled_attention_bwd, tiled_attention_fwd
+from .band import Band
+from .cu_seqlens import Packing, check_cu_seqlens, check_values
+from .dispatch import (
+    Implementation,
+    check_implementation,
+    check_scale,
+    check_tensor,
+    check_triton_can_take,
+    runs_triton,
+)
+from .fused import fused_attention_bwd, fused_attention_fwd
+from .tiled import (
+    statistics_dtype,
+    tiled_attention_bwd,
+    tiled_attention_fwd,
+    tiled_attention_varlen_bwd,
+    tiled_attention_varlen_fwd,
+)
 
-__all__ = ["flash_attention"]
+__all__ = ["flash_attention", "flash_attention_varlen"]
 
-Implementation = Literal["auto", "triton", "torch"]
 
-_IMPLEMENTATIONS = ("auto", "triton", "torch")
-_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_DTYPES = (*_TRITON_DTYPES, torch.float64)
-_LOG2E = 1.4426950408889634
-_MAX_GRID_YZ = 65535  # CUDA's limit on the second and third axis of a grid: heads and batch
+# ---- a batch of sequences of one length ------------------------------------------------------
 
 
 @overload
@@ -34,6 +43,7 @@ def flash_attention(
     v: Tensor,
     *,
     causal: bool = ...,
+    window_size: tuple[int, int] = ...,
     scale: float | None = ...,
     return_lse: Literal[False] = ...,
     implementation: Implementation = ...,
@@ -45,6 +55,7 @@ def flash_attention(
     v: Tensor,
     *,
     causal: bool = ...,
+    window_size: tuple[int, int] = ...,
     scale: float | None = ...,
     return_lse: Literal[True],
     implementation: Implementation = ...,
@@ -56,6 +67,7 @@ def flash_attention(
     v: Tensor,
     *,
     causal: bool = ...,
+    window_size: tuple[int, int] = ...,
     scale: float | None = ...,
     return_lse: bool,
     implementation: Implementation = ...,
@@ -66,6 +78,7 @@ def flash_attention(
     v: Tensor,
     *,
     causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
     scale: float | None = None,
     return_lse: bool = False,
     implementation: Implementation = "auto",
@@ -82,6 +95,10 @@ def flash_attention(
         causal: Query i sees key j only where j <= i + Tk - Tq. The mask is aligned at the bottom
             right: the last query sees every key (``is_causal`` of PyTorch's SDPA aligns at the top
             left; the two agree where Tq = Tk).
+        window_size: (left, right), a sliding window as in flash-attention: query i sees key j only
+            where i + Tk - Tq - left <= j <= i + Tk - Tq + right, and -1 is no bound on that side.
+            With ``causal`` the right side is 0. A "sliding window of W" that counts the query's
+            own position is (W - 1, 0). Tiles outside the window are not visited.
         scale: Softmax scale, a positive number; 1/sqrt(D) if None.
         return_lse: Also return L.
         implementation: "triton" runs the Triton kernels or raises; they take CUDA tensors, and CPU
@@ -118,361 +135,205 @@ def flash_attention(
     Source:
         Dao, "FlashAttention-2", arXiv 2307.08691. The kernels are in ``kernels.py``.
     """
-    _check_tensors(q, k, v)
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation must be one of {_IMPLEMENTATIONS}, got {implementation!r}"
-        )
+    _check_batch(q, k, v)
+    check_implementation(implementation)
     if implementation == "triton":
-        _check_triton_can_take(q)
-    if not isinstance(causal, bool):
-        raise TypeError(f"causal must be a bool, got {causal!r}")
-    scale = _checked_scale(scale, q.shape[3])
-    out, lse = _flash_attention_fwd(q, k, v, causal, scale, implementation)
+        check_triton_can_take(q, grid=(q.shape[1], q.shape[0]))
+    band = Band.of(causal, window_size)
+    scale = check_scale(scale, q.shape[3])
+    out, lse = _flash_attention_fwd(q, k, v, band.left, band.right, scale, implementation)
     return (out, lse) if return_lse else out
+
+
+# ---- a packed batch of sequences of different lengths ----------------------------------------
+
+
+@overload
+def flash_attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = ...,
+    *,
+    causal: bool = ...,
+    window_size: tuple[int, int] = ...,
+    scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+    implementation: Implementation = ...,
+) -> Tensor: ...
+@overload
+def flash_attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = ...,
+    *,
+    causal: bool = ...,
+    window_size: tuple[int, int] = ...,
+    scale: float | None = ...,
+    return_lse: Literal[True],
+    implementation: Implementation = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def flash_attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = ...,
+    *,
+    causal: bool = ...,
+    window_size: tuple[int, int] = ...,
+    scale: float | None = ...,
+    return_lse: bool,
+    implementation: Implementation = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def flash_attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    *,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    scale: float | None = None,
+    return_lse: bool = False,
+    implementation: Implementation = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Exact attention over a packed batch: sequences of different lengths, without padding.
+
+    Every sequence attends to itself alone, as if ``flash_attention`` were called for each.
+
+    Args:
+        q: [total_q, Hq, D], the queries of all sequences one after another; dtypes as in
+            ``flash_attention``.
+        k: [total_k, Hkv, D], same dtype and device. Hkv divides Hq.
+        v: [total_k, Hkv, D].
+        cu_seqlens_q: int32 [sequences + 1], on the device of q: sequence s has the queries
+            cu_seqlens_q[s] ... cu_seqlens_q[s + 1] - 1. It begins with 0, never falls, and ends
+            with total_q. A sequence may be empty.
+        cu_seqlens_k: The same for the keys; ``cu_seqlens_q`` if None. Where the two differ, causal
+            attention is aligned at the bottom right of each sequence: its last query sees every key
+            of it.
+        causal: As in ``flash_attention``, within each sequence.
+        window_size: As in ``flash_attention``, within each sequence.
+        scale: Softmax scale, a positive number; 1/sqrt(D) if None.
+        return_lse: Also return L.
+        implementation: As in ``flash_attention``. "torch" goes through the sequences one by one.
+
+    Returns:
+        O, [total_q, Hq, D], in the dtype of q, contiguous. With ``return_lse`` also L,
+        [total_q, Hq], natural logarithm, fp32 (fp64 for fp64 inputs). A query that sees no key has
+        O = 0 and L = -inf. Both are differentiable, once.
+
+    Cost:
+        4 Hq D FLOPs for every pair of a query and a key that it sees. The longest length is not
+        needed: a launch has one program for every block of queries that there is, and at most one
+        idle program a sequence. The numbers in ``cu_seqlens_*`` are checked on the host, once for
+        each tensor and each change of it; on a GPU the host waits for them that once.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, TritonUnavailable: As ``flash_attention``; for
+            ``cu_seqlens_*`` the message says which is wrong: the dtype, the device, the shape, the
+            beginning, the order or the end.
+
+    Example:
+        >>> q, k, v = (torch.randn(100, 4, 64) for _ in range(3))
+        >>> cu_seqlens = torch.tensor([0, 30, 30, 100], dtype=torch.int32)  # 30, 0 and 70 tokens
+        >>> flash_attention_varlen(q, k, v, cu_seqlens, causal=True).shape
+        torch.Size([100, 4, 64])
+
+    Source:
+        The interface follows ``flash_attn_varlen_func`` of github.com/Dao-AILab/flash-attention,
+        without the arguments for the longest lengths.
+    """
+    cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+    _check_packed(q, k, v, cu_seqlens_q, cu_seqlens_k)
+    check_implementation(implementation)
+    if implementation == "triton":
+        check_triton_can_take(q, grid=(q.shape[1],))
+    band = Band.of(causal, window_size)
+    scale = check_scale(scale, q.shape[2])
+    out, lse = _flash_attention_varlen_fwd(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, band.left, band.right, scale, implementation
+    )
+    return (out, lse.transpose(0, 1)) if return_lse else out
 
 
 # ---- validation ----------------------------------------------------------------------------
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check_batch(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dim() != 4:
-            raise ValueError(
-                f"{name} must have 4 dimensions [B, H, T, D], got shape {tuple(tensor.shape)}"
-            )
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense (strided) tensor, got layout {tensor.layout}")
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be fp16, bf16, fp32 or fp64, got {tensor.dtype}")
-        if tensor.dtype != q.dtype:
-            raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {tensor.dtype}")
-        if tensor.device != q.device:
-            raise ValueError(f"{name} must be on the device of q, {q.device}, got {tensor.device}")
-    batch, q_heads, _, head_dim = q.shape
+        check_tensor(name, tensor, q, "[B, H, T, D]")
     for name, tensor in (("k", k), ("v", v)):
-        if tensor.shape[0] != batch:
+        if tensor.shape[0] != q.shape[0]:
             raise ValueError(
-                f"{name} must have the batch size of q, {batch}, got {tensor.shape[0]}"
+                f"{name} must have the batch size of q, {q.shape[0]}, got {tensor.shape[0]}"
             )
-        if tensor.shape[3] != head_dim:
-            raise ValueError(
-                f"{name} must have the head dimension of q, {head_dim}, got {tensor.shape[3]}"
-            )
-    if head_dim == 0:
-        raise ValueError(f"q must have a head dimension of at least 1, got shape {tuple(q.shape)}")
-    if k.shape[1] != v.shape[1]:
-        raise ValueError(
-            f"k and v must have the same number of heads, got {k.shape[1]} and {v.shape[1]}"
-        )
+    _check_heads(q, k, v)
     if k.shape[2] != v.shape[2]:
         raise ValueError(
             f"k and v must have the same length, got {k.shape[2]} keys and {v.shape[2]} values"
         )
-    if k.shape[1] == 0 or q_heads % k.shape[1] != 0:
+
+
+def _check_packed(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, tensor, q, "[total, H, D]")
+    _check_heads(q, k, v)
+    if k.shape[0] != v.shape[0]:
+        raise ValueError(
+            f"k and v must have the same length, got {k.shape[0]} keys and {v.shape[0]} values"
+        )
+    check_cu_seqlens("cu_seqlens_q", cu_q, q)
+    check_cu_seqlens("cu_seqlens_k", cu_k, q)
+    if cu_q.shape != cu_k.shape:
+        raise ValueError(
+            "cu_seqlens_q and cu_seqlens_k must be of the same length, "
+            f"got {len(cu_q)} and {len(cu_k)} numbers"
+        )
+
+
+def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    head_dim = q.shape[-1]
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor.shape[-1] != head_dim:
+            raise ValueError(
+                f"{name} must have the head dimension of q, {head_dim}, got {tensor.shape[-1]}"
+            )
+    if head_dim == 0:
+        raise ValueError(f"q must have a head dimension of at least 1, got shape {tuple(q.shape)}")
+    q_heads, k_heads, v_heads = (x.shape[1] for x in (q, k, v))
+    if k_heads != v_heads:
+        raise ValueError(f"k and v must have the same number of heads, got {k_heads} and {v_heads}")
+    if k_heads == 0 or q_heads % k_heads != 0:
         raise ValueError(
             f"the heads of q must be a multiple of the heads of k and v, "
-            f"got {q_heads} and {k.shape[1]}"
-        )
-
-
-def _check_triton_can_take(q: Tensor) -> None:
-    if q.dtype not in _TRITON_DTYPES:
-        raise TypeError(
-            f'q must be fp16, bf16 or fp32 for implementation="triton", got {q.dtype}; '
-            'fp64 runs with implementation="torch"'
-        )
-    if q.shape[3] not in HEAD_DIMS:
-        raise ValueError(
-            f"q must have a head dimension of {HEAD_DIMS[0]} to {HEAD_DIMS[-1]} for "
-            f'implementation="triton", got {q.shape[3]}'
-        )
-    if max(q.shape[0], q.shape[1]) > _MAX_GRID_YZ:
-        raise ValueError(
-            f'q must have at most {_MAX_GRID_YZ} sequences and heads for implementation="triton", '
-            f"got shape {tuple(q.shape)}"
-        )
-
-
-def _checked_scale(scale: float | None, head_dim: int) -> float:
-    if scale is None:
-        return 1.0 / math.sqrt(head_dim)
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise TypeError(f"scale must be a float or None, got {scale!r}")
-    if not (scale > 0.0 and math.isfinite(scale)):
-        raise ValueError(f"scale must be positive and finite, got {scale!r}")
-    return float(scale)
-
-
-# ---- dispatch ------------------------------------------------------------------------------
-
-
-def _runs_triton(q: Tensor, implementation: str) -> bool:
-    """Decide, by the rule in the docstring of ``flash_attention``. Runs inside the op."""
-    if implementation == "torch":
-        return False
-    from course_lib.runtime.tile import HAS_TRITON, TRITON_MISSING, TritonUnavailable
-
-    if implementation == "auto":
-        return (
-            HAS_TRITON
-            and q.is_cuda
-            and torch.version.hip is None
-            and torch.cuda.get_device_capability(q.device) >= (8, 0)
-            and q.dtype in _TRITON_DTYPES
-            and q.shape[3] in HEAD_DIMS
-            and max(q.shape[0], q.shape[1]) <= _MAX_GRID_YZ
-        )
-    if not HAS_TRITON:
-        raise TritonUnavailable(
-            f'implementation="triton" needs Triton, which cannot be imported here '
-            f'({TRITON_MISSING}); implementation="torch" runs everywhere'
-        )
-    from course_lib.runtime.interpreter import interpreting
-
-    if not q.is_cuda and not interpreting():
-        raise RuntimeError(
-            f'implementation="triton" needs CUDA tensors, got device {q.device}. On CPU, run the '
-            "kernels under the interpreter (`with interpreted():`, from "
-            'course_lib.runtime.interpreter), or use implementation="torch"'
-        )
-    if not interpreting():
-        arch = _architecture(q)
-        if arch is None or (arch < 80 and q.shape[3] > 128):
-            capability = torch.cuda.get_device_capability(q.device)
-            raise RuntimeError(
-                'implementation="triton" needs compute capability 8.0 or more, or 7.5 and a head '
-                f"dimension of at most 128; got {capability} and {q.shape[3]}; "
-                'implementation="torch" runs everywhere'
-            )
-    return True
-
-
-def _architecture(q: Tensor) -> int | None:
-    """The row of the launch table; None under the interpreter, and on GPUs that are too old."""
-    from course_lib.runtime.interpreter import interpreting
-
-    if interpreting():
-        return None
-    return table_architecture(torch.cuda.get_device_capability(q.device))
-
-
-# ---- launches ------------------------------------------------------------------------------
-
-
-def _cdiv(x: int, y: int) -> int:
-    return (x + y - 1) // y
-
-
-def _rows_contiguous(x: Tensor) -> Tensor:
-    """The tensor itself if the elements of a row lie side by side, else a copy that has it so."""
-    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
-
-
-def _alignment(*tensors: Tensor) -> int:
-    """What every row of every tensor begins at a multiple of, in bytes: 16, or one element."""
-    for x in tensors:
-        starts = [x.data_ptr()]
-        starts += [x.stride(i) * x.element_size() for i in range(3) if x.shape[i] > 1]
-        if any(start % 16 for start in starts):
-            return x.element_size()
-    return 16
-
-
-def _strides(*tensors: Tensor) -> list[int]:
-    return [x.stride(i) for x in tensors for i in range(3)]
-
-
-def _constants(q: Tensor, causal: bool) -> dict[str, int | bool]:
-    return {
-        "CAUSAL": causal,
-        "D": q.shape[3],
-        "BLOCK_D": block_d(q.shape[3]),
-    }
-
-
-def _device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-def _computable(*tensors: Tensor) -> list[Tensor]:
-    """The tensors as the kernels can take them: the interpreter cannot compute in bf16."""
-    from course_lib.runtime.interpreter import interpreting
-
-    if interpreting():
-        tensors = tuple(x.float() if x.dtype == torch.bfloat16 else x for x in tensors)
-    return [_rows_contiguous(x) for x in tensors]
-
-
-def flash_attention_fwd(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Run the forward kernel: O in the dtype of q, L in fp32, both contiguous."""
-    dtype = q.dtype
-    q, k, v = _computable(q, k, v)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    launch_fwd(q, k, v, out, lse, causal, scale)
-    return out.to(dtype), lse
-
-
-def flash_attention_bwd(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    dout: Tensor,
-    dlse: Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the backward kernels: dQ, dK, dV in the dtype of q, contiguous."""
-    dtype = q.dtype
-    q, k, v, out, dout = _computable(q, k, v, out, dout)
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta = torch.empty(lse.shape, dtype=torch.float32, device=q.device)
-    launch_bwd_preprocess(out, dout, dlse.contiguous(), delta)
-    launch_bwd_dkdv(q, k, v, dout, lse.contiguous(), delta, dk, dv, causal, scale)
-    launch_bwd_dq(q, k, v, dout, lse.contiguous(), delta, dq, causal, scale)
-    return dq.to(dtype), dk.to(dtype), dv.to(dtype)
-
-
-# Each of the four writes into tensors that it is given. Row statistics (lse, delta) are contiguous;
-# all other tensors may have any strides, with the elements of a row side by side.
-
-
-def launch_fwd(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
-) -> None:
-    """Write O and L."""
-    from .kernels import flash_attention_fwd_kernel
-
-    B, Hq, Tq, D = q.shape
-    Tk = k.shape[2]
-    if lse.numel() == 0:
-        return
-    config = launch_config("fwd", _architecture(q), D, q.element_size())
-    grid = (_cdiv(Tq, config.BLOCK_M), Hq, B)
-    with _device_of(q):
-        flash_attention_fwd_kernel[grid](
-            *(q, k, v, out, lse),
-            *_strides(q, k, v, out),
-            *(Hq, k.shape[1], Tq, Tk, scale * _LOG2E),
-            **_constants(q, causal),
-            ALIGN=_alignment(q, k, v, out),
-            **dataclasses.asdict(config),
-        )
-
-
-def launch_bwd_preprocess(out: Tensor, dout: Tensor, dlse: Tensor, delta: Tensor) -> None:
-    """Write delta = rowsum(dO * O) - dL."""
-    from .kernels import flash_attention_bwd_preprocess_kernel
-
-    B, Hq, Tq, D = out.shape
-    if delta.numel() == 0:
-        return
-    config = launch_config("bwd_preprocess", _architecture(out), D, out.element_size())
-    grid = (_cdiv(Tq, config.BLOCK_M), Hq, B)
-    with _device_of(out):
-        flash_attention_bwd_preprocess_kernel[grid](
-            *(out, dout, dlse, delta),
-            *_strides(out, dout),
-            *(Hq, Tq),
-            ALIGN=_alignment(out, dout),
-            D=D,
-            BLOCK_D=block_d(D),
-            BLOCK_M=config.BLOCK_M,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
-
-
-def launch_bwd_dkdv(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dout: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    causal: bool,
-    scale: float,
-) -> None:
-    """Write dK and dV, zero where there are no queries."""
-    from .kernels import flash_attention_bwd_dkdv_kernel
-
-    B, Hq, Tq, D = q.shape
-    Hkv, Tk = k.shape[1:3]
-    if dk.numel() == 0:
-        return
-    grouped = Hq != Hkv
-    name = "bwd_dkdv_grouped" if grouped else "bwd_dkdv"
-    config = launch_config(name, _architecture(q), D, q.element_size())
-    grid = (_cdiv(Tk, config.BLOCK_N), Hkv, B)
-    with _device_of(q):
-        flash_attention_bwd_dkdv_kernel[grid](
-            *(q, k, v, dout, lse, delta, dk, dv),
-            *_strides(q, k, v, dout, dk, dv),
-            *(Hq, k.shape[1], Tq, Tk, scale, scale * _LOG2E),
-            GROUPED=grouped,
-            **_constants(q, causal),
-            ALIGN=_alignment(q, k, v, dout, dk, dv),
-            **dataclasses.asdict(config),
-        )
-
-
-def launch_bwd_dq(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dout: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    dq: Tensor,
-    causal: bool,
-    scale: float,
-) -> None:
-    """Write dQ, zero where there are no keys."""
-    from .kernels import flash_attention_bwd_dq_kernel
-
-    B, Hq, Tq, D = q.shape
-    Tk = k.shape[2]
-    if dq.numel() == 0:
-        return
-    config = launch_config("bwd_dq", _architecture(q), D, q.element_size())
-    grid = (_cdiv(Tq, config.BLOCK_M), Hq, B)
-    with _device_of(q):
-        flash_attention_bwd_dq_kernel[grid](
-            *(q, k, v, dout, lse, delta, dq),
-            *_strides(q, k, v, dout, dq),
-            *(Hq, k.shape[1], Tq, Tk, scale, scale * _LOG2E),
-            **_constants(q, causal),
-            ALIGN=_alignment(q, k, v, dout, dq),
-            **dataclasses.asdict(config),
+            f"got {q_heads} and {k_heads}"
         )
 
 
 # ---- registration --------------------------------------------------------------------------
-# Two opaque operators, so that torch.compile, export and opcheck see attention as one node. Which
+# Opaque operators, so that torch.compile, export and opcheck see attention as one node. Which
 # implementation runs is decided inside, where the real tensors are.
 
 
 @torch.library.custom_op("course_lib::flash_attention_fwd", mutates_args=())
 def _flash_attention_fwd(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, implementation: str
+    q: Tensor, k: Tensor, v: Tensor, left: int, right: int, scale: float, implementation: str
 ) -> tuple[Tensor, Tensor]:
-    run = flash_attention_fwd if _runs_triton(q, implementation) else tiled_attention_fwd
-    return run(q, k, v, causal, scale)
+    fused = runs_triton(q, implementation, grid=(q.shape[1], q.shape[0]))
+    run = fused_attention_fwd if fused else tiled_attention_fwd
+    return run(q, k, v, Band(left, right), scale)
 
 
 @_flash_attention_fwd.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, implementation: str
+    q: Tensor, k: Tensor, v: Tensor, left: int, right: int, scale: float, implementation: str
 ) -> tuple[Tensor, Tensor]:
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     return out, torch.empty(q.shape[:3], dtype=statistics_dtype(q), device=q.device)
@@ -487,12 +348,14 @@ def _flash_attention_bwd(
     lse: Tensor,
     dout: Tensor,
     dlse: Tensor,
-    causal: bool,
+    left: int,
+    right: int,
     scale: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = flash_attention_bwd if _runs_triton(q, implementation) else tiled_attention_bwd
-    return run(q, k, v, out, lse, dout, dlse, causal, scale)
+    fused = runs_triton(q, implementation, grid=(q.shape[1], q.shape[0]))
+    run = fused_attention_bwd if fused else tiled_attention_bwd
+    return run(q, k, v, out, lse, dout, dlse, Band(left, right), scale)
 
 
 @_flash_attention_bwd.register_fake
@@ -504,7 +367,8 @@ def _(
     lse: Tensor,
     dout: Tensor,
     dlse: Tensor,
-    causal: bool,
+    left: int,
+    right: int,
     scale: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -513,18 +377,127 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, ctx.causal, ctx.scale, ctx.implementation = inputs
+    q, k, v, *ctx.options = inputs
     ctx.save_for_backward(q, k, v, *output)
 
 
 def _backward(ctx, dout: Tensor, dlse: Tensor):
-    q, k, v, out, lse = ctx.saved_tensors
     # Gradients of tensors that do not ask for one are computed and dropped: dK and dV come from
     # one kernel, and frozen queries are rare.
-    grads = torch.ops.course_lib.flash_attention_bwd(
-        q, k, v, out, lse, dout, dlse, ctx.causal, ctx.scale, ctx.implementation
-    )
-    return *grads, None, None, None
+    grads = torch.ops.course_lib.flash_attention_bwd(*ctx.saved_tensors, dout, dlse, *ctx.options)
+    return *grads, *(None for _ in ctx.options)
 
 
 _flash_attention_fwd.register_autograd(_backward, setup_context=_setup_context)
+
+
+# The operators for packed batches take L as [Hq, total_q], as the kernels write it.
+
+
+@torch.library.custom_op("course_lib::flash_attention_varlen_fwd", mutates_args=())
+def _flash_attention_varlen_fwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    left: int,
+    right: int,
+    scale: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    check_values("cu_seqlens_q", cu_seqlens_q, q.shape[0])
+    check_values("cu_seqlens_k", cu_seqlens_k, k.shape[0])
+    fused = runs_triton(q, implementation, grid=(q.shape[1],))
+    run = fused_attention_fwd if fused else tiled_attention_varlen_fwd
+    packing = Packing(cu_seqlens_q, cu_seqlens_k)
+    out, lse = run(*_as_batch(q, k, v), Band(left, right), scale, packing)
+    return _as_packed(out), lse[0]
+
+
+@_flash_attention_varlen_fwd.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    left: int,
+    right: int,
+    scale: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    total_q, Hq, _ = q.shape
+    return out, torch.empty((Hq, total_q), dtype=statistics_dtype(q), device=q.device)
+
+
+@torch.library.custom_op("course_lib::flash_attention_varlen_bwd", mutates_args=())
+def _flash_attention_varlen_bwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    dlse: Tensor,
+    left: int,
+    right: int,
+    scale: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    fused = runs_triton(q, implementation, grid=(q.shape[1],))
+    run = fused_attention_bwd if fused else tiled_attention_varlen_bwd
+    packing = Packing(cu_seqlens_q, cu_seqlens_k)
+    q, k, v, out, dout = _as_batch(q, k, v, out, dout)
+    grads = run(q, k, v, out, lse[None], dout, dlse[None], Band(left, right), scale, packing)
+    dq, dk, dv = (_as_packed(grad) for grad in grads)
+    return dq, dk, dv
+
+
+@_flash_attention_varlen_bwd.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    dlse: Tensor,
+    left: int,
+    right: int,
+    scale: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    return dq, dk, dv
+
+
+def _varlen_setup_context(ctx, inputs, output) -> None:
+    *tensors, left, right, scale, implementation = inputs
+    ctx.options = left, right, scale, implementation
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _varlen_backward(ctx, dout: Tensor, dlse: Tensor):
+    grads = torch.ops.course_lib.flash_attention_varlen_bwd(
+        *ctx.saved_tensors, dout, dlse, *ctx.options
+    )
+    return *grads, None, None, *(None for _ in ctx.options)
+
+
+_flash_attention_varlen_fwd.register_autograd(_varlen_backward, setup_context=_varlen_setup_context)
+
+
+def _as_batch(*packed: Tensor) -> list[Tensor]:
+    """[total, H, D] as [1, H, total, D]: views."""
+    return [x.transpose(0, 1)[None] for x in packed]
+
+
+def _as_packed(x: Tensor) -> Tensor:
+    """[1, H, total, D] as [total, H, D], contiguous."""
+    return x[0].transpose(0, 1).contiguous()

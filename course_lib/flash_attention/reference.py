@@ -8,7 +8,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-__all__ = ["reference_attention"]
+from .band import Band
+
+__all__ = ["reference_attention", "reference_attention_varlen"]
 
 
 @overload
@@ -18,6 +20,7 @@ def reference_attention(
     v: Tensor,
     *,
     causal: bool = ...,
+    window_size: tuple[int, int] = ...,
     scale: float | None = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
@@ -28,6 +31,7 @@ def reference_attention(
     v: Tensor,
     *,
     causal: bool = ...,
+    window_size: tuple[int, int] = ...,
     scale: float | None = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
@@ -38,6 +42,7 @@ def reference_attention(
     v: Tensor,
     *,
     causal: bool = ...,
+    window_size: tuple[int, int] = ...,
     scale: float | None = ...,
     return_lse: bool,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
@@ -47,6 +52,7 @@ def reference_attention(
     v: Tensor,
     *,
     causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -63,6 +69,9 @@ def reference_attention(
         v: [B, Hkv, Tk, D].
         causal: Query i sees key j only where j <= i + Tk - Tq (aligned at the bottom right: the
             last query sees every key).
+        window_size: (left, right): query i sees key j only where
+            i + Tk - Tq - left <= j <= i + Tk - Tq + right; -1 is no bound on that side. With
+            ``causal`` the right side is 0.
         scale: Softmax scale, 1/sqrt(D) if None.
         return_lse: Also return the row logsumexp L.
 
@@ -83,9 +92,8 @@ def reference_attention(
     v = v.repeat_interleave(group, dim=1)
 
     scores = scale * (q @ k.transpose(-2, -1))  # [B, Hq, Tq, Tk]
-    hidden = torch.zeros(scores.shape[-2:], dtype=torch.bool, device=q.device)
-    if causal:
-        hidden = ~causal_visible(q.shape[2], k.shape[2], device=q.device)
+    band = Band.of(causal, window_size)
+    hidden = ~band.visible(q.shape[2], k.shape[2], device=q.device)
     scores = scores.masked_fill(hidden, -math.inf)
 
     # A query without keys has softmax 0/0; take 0, and keep the NaN out of the gradient as well.
@@ -99,8 +107,47 @@ def reference_attention(
     return out, lse
 
 
-def causal_visible(Tq: int, Tk: int, *, device: torch.device | str | None = None) -> Tensor:
-    """Which query sees which key, [Tq, Tk] booleans, aligned at the bottom right."""
-    queries = torch.arange(Tq, device=device)[:, None]
-    keys = torch.arange(Tk, device=device)[None, :]
-    return keys <= queries + (Tk - Tq)
+def reference_attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    *,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of a packed batch as what it means: one sequence after another, each alone.
+
+    Args:
+        q: [total_q, Hq, D], the queries of all sequences, one after another.
+        k: [total_k, Hkv, D].
+        v: [total_k, Hkv, D].
+        cu_seqlens_q: [sequences + 1] integers: sequence s has the queries
+            cu_seqlens_q[s] ... cu_seqlens_q[s + 1] - 1.
+        cu_seqlens_k: The same for its keys; those of the queries if None.
+        causal: As in :func:`reference_attention`, for every sequence.
+        window_size: The same.
+        scale: The same.
+        return_lse: Also return the row logsumexp L.
+
+    Returns:
+        O, [total_q, Hq, D]; with ``return_lse`` also L, [total_q, Hq].
+    """
+    ends_q = cu_seqlens_q.tolist()
+    ends_k = ends_q if cu_seqlens_k is None else cu_seqlens_k.tolist()
+    outs, lses = [], []
+    for s in range(len(ends_q) - 1):
+        rows = slice(ends_q[s], ends_q[s + 1])
+        keys = slice(ends_k[s], ends_k[s + 1])
+        one = (x.transpose(0, 1)[None] for x in (q[rows], k[keys], v[keys]))  # [1, H, T, D]
+        out, lse = reference_attention(
+            *one, causal=causal, window_size=window_size, scale=scale, return_lse=True
+        )
+        outs.append(out[0].transpose(0, 1))
+        lses.append(lse[0].transpose(0, 1))
+    out = torch.cat(outs) if outs else q.clone()
+    lse = torch.cat(lses) if lses else q[..., 0].clone()
+    return (out, lse) if return_lse else out

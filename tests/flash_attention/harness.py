@@ -8,8 +8,19 @@ import math
 import torch
 from torch import Tensor
 
-from course_lib.flash_attention import flash_attention, reference_attention
-from course_lib.flash_attention.cases import Case, Inputs, make_inputs
+from course_lib.flash_attention import (
+    flash_attention,
+    flash_attention_varlen,
+    reference_attention,
+    reference_attention_varlen,
+)
+from course_lib.flash_attention.cases import (
+    Case,
+    Inputs,
+    PackedCase,
+    make_inputs,
+    make_packed_inputs,
+)
 from course_lib.runtime.numerics import assert_within_budget, budget
 
 NAMES = ("out", "lse", "dq", "dk", "dv")
@@ -25,16 +36,34 @@ def forward_and_backward(function, inputs: Inputs) -> dict[str, Tensor]:
     return dict(zip(NAMES, (out.detach(), lse.detach(), dq, dk, dv), strict=True))
 
 
+def draw(case: Case | PackedCase, dtype: torch.dtype, *, device: str = "cpu", seed: int = 0):
+    """The inputs of either kind of case."""
+    make = make_packed_inputs if isinstance(case, PackedCase) else make_inputs
+    return make(case, dtype, device=device, seed=seed)  # pyright: ignore[reportArgumentType]
+
+
+def attention_of(case: Case | PackedCase, implementation: str | None, device: str = "cpu"):
+    """A function of q, k and v: the op in one implementation, or the reference for None."""
+    options = {"causal": case.causal, "window_size": case.window_size, "scale": case.scale}
+    options["return_lse"] = True
+    if implementation is not None:
+        options["implementation"] = implementation
+    if isinstance(case, PackedCase):
+        function = flash_attention_varlen if implementation else reference_attention_varlen
+        cu_q, cu_k = case.cu_seqlens(device)
+        return lambda q, k, v: function(q, k, v, cu_q, cu_k, **options)
+    function = flash_attention if implementation else reference_attention
+    return functools.partial(function, **options)
+
+
 @functools.lru_cache(maxsize=8)
 def expected(
-    case: Case, dtype: torch.dtype, seed: int, device: str
+    case: Case | PackedCase, dtype: torch.dtype, seed: int, device: str
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The oracle's results for a case as drawn in `dtype`, and the budget of each."""
-    inputs = make_inputs(case, dtype, device=device, seed=seed)
+    inputs = draw(case, dtype, device=device, seed=seed)
     exact = Inputs(*(x.double() for x in (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)))
-    attention = functools.partial(
-        reference_attention, causal=case.causal, scale=case.scale, return_lse=True
-    )
+    attention = attention_of(case, None, device)
     oracle = forward_and_backward(attention, exact)
     reference = forward_and_backward(attention, inputs)
     extra = roundings_of_fp32(exact, case, oracle, dtype)
@@ -47,7 +76,7 @@ def expected(
 
 
 def roundings_of_fp32(
-    inputs: Inputs, case: Case, oracle: dict[str, Tensor], dtype: torch.dtype
+    inputs: Inputs, case: Case | PackedCase, oracle: dict[str, Tensor], dtype: torch.dtype
 ) -> dict[str, float]:
     """What a tiled algorithm owes to fp32, apart from what plain PyTorch owes to the dtype.
 
@@ -83,23 +112,19 @@ def roundings_of_fp32(
 
 
 def assert_matches_oracle(
-    case: Case, dtype: torch.dtype, implementation: str, *, device: str = "cpu", seed: int = 0
+    case: Case | PackedCase,
+    dtype: torch.dtype,
+    implementation: str,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
 ) -> None:
     """Outputs, gradients, their dtypes, and that the inputs are as they were."""
     oracle, budgets = expected(case, dtype, seed, device)
-    inputs = make_inputs(case, dtype, device=device, seed=seed)
+    inputs = draw(case, dtype, device=device, seed=seed)
     before = [x.clone() for x in (inputs.q, inputs.k, inputs.v, inputs.dout, inputs.dlse)]
 
-    actual = forward_and_backward(
-        functools.partial(  # pyright: ignore[reportCallIssue]
-            flash_attention,
-            causal=case.causal,
-            scale=case.scale,
-            return_lse=True,
-            implementation=implementation,
-        ),
-        inputs,
-    )
+    actual = forward_and_backward(attention_of(case, implementation, device), inputs)
 
     for name in NAMES:
         wanted = torch.float32 if name == "lse" and dtype != torch.float64 else dtype

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from course_lib.flash_attention import flash_attention, reference_attention
+from course_lib.flash_attention.band import Band
 from course_lib.flash_attention.cases import CASES, Case, cases, make_inputs
-from course_lib.flash_attention.ops import (
+from course_lib.flash_attention.fused import (
     launch_bwd_dkdv,
     launch_bwd_dq,
     launch_bwd_preprocess,
@@ -105,7 +106,7 @@ def test_torch_in_many_blocks(case, monkeypatch):
 def test_kernels_stay_inside_their_tensors(name):
     case = BY_NAME[name]
     x = make_inputs(case, torch.float32)
-    scale = case.D**-0.5
+    scale, band = case.D**-0.5, Band.of(case.causal, case.window_size)
     q, k, v, dout = (poisoned_copy(t) for t in (x.q, x.k, x.v, x.dout))
     out, dq = (poisoned_view(x.q.shape, torch.float32) for _ in range(2))
     dk, dv = (poisoned_view(x.k.shape, torch.float32) for _ in range(2))
@@ -116,11 +117,11 @@ def test_kernels_stay_inside_their_tensors(name):
     views = (q.view, k.view, v.view)
 
     with interpreted():
-        launch_fwd(*views, out.view, lse_view, case.causal, scale)
+        launch_fwd(*views, out.view, lse_view, band, scale)
         launch_bwd_preprocess(out.view, dout.view, x.dlse, delta_view)
         saved = (dout.view, lse_view, delta_view)
-        launch_bwd_dkdv(*views, *saved, dk.view, dv.view, case.causal, scale)
-        launch_bwd_dq(*views, *saved, dq.view, case.causal, scale)
+        launch_bwd_dkdv(*views, *saved, dk.view, dv.view, band, scale)
+        launch_bwd_dq(*views, *saved, dq.view, band, scale)
 
     named = {"q": q, "k": k, "v": v, "dout": dout, "out": out, "lse": lse, "delta": delta}
     named |= {"dq": dq, "dk": dk, "dv": dv}

@@ -116,13 +116,13 @@ def test_opcheck(implementation, requires_grad):
     q, k, v = (t.requires_grad_(requires_grad) for t in (x.q, x.k, x.v))
     with interpreted():
         torch.library.opcheck(
-            torch.ops.course_lib.flash_attention_fwd, (q, k, v, True, 0.25, implementation)
+            torch.ops.course_lib.flash_attention_fwd, (q, k, v, -1, 0, 0.25, implementation)
         )
         out, lse = flash_attention(q, k, v, return_lse=True, implementation=implementation)
         saved = [t.detach() for t in (q, k, v, out, lse)]
         torch.library.opcheck(
             torch.ops.course_lib.flash_attention_bwd,
-            (*saved, x.dout, x.dlse, False, 0.25, implementation),
+            (*saved, x.dout, x.dlse, -1, -1, 0.25, implementation),
         )
 
 

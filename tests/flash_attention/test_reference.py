@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from course_lib.flash_attention import reference_attention
+from course_lib.flash_attention.band import Band
 from course_lib.flash_attention.cases import Case, cases, make_inputs
-from course_lib.flash_attention.reference import causal_visible
 
 
-def one_query_at_a_time(q, k, v, *, causal, scale):
+def one_query_at_a_time(q, k, v, *, causal, scale, window_size=(-1, -1)):
     """Attention in Python floats: no masks, no matrices, only the keys a query may see."""
     B, Hq, Tq, _ = q.shape
     Hkv, Tk = k.shape[1:3]
@@ -20,29 +20,44 @@ def one_query_at_a_time(q, k, v, *, causal, scale):
     for b in range(B):
         for h in range(Hq):
             for i in range(Tq):
-                last = min(Tk, i + 1 + Tk - Tq) if causal else Tk
+                own = i + Tk - Tq
+                left, right = window_size
+                first = max(own - left, 0) if left >= 0 else 0
+                last = min(Tk, own + 1 + right) if right >= 0 else Tk
+                last = min(last, own + 1) if causal else last
                 kv = h * Hkv // Hq
                 scores = [
-                    scale * math.fsum((q[b, h, i] * k[b, kv, j]).tolist()) for j in range(last)
+                    scale * math.fsum((q[b, h, i] * k[b, kv, j]).tolist())
+                    for j in range(first, last)
                 ]
                 if not scores:
                     continue
                 top = max(scores)
                 total = math.fsum(math.exp(s - top) for s in scores)
                 lse[b, h, i] = top + math.log(total)
-                for j, s in enumerate(scores):
+                for j, s in enumerate(scores, start=first):
                     out[b, h, i] += math.exp(s - top) / total * v[b, kv, j]
     return out, lse
 
 
 @pytest.mark.parametrize(
-    ("Hq", "Hkv", "Tq", "Tk", "causal"),
-    [(1, 1, 5, 7, False), (2, 1, 5, 3, True), (4, 2, 3, 6, True), (3, 3, 4, 4, True)],
+    ("Hq", "Hkv", "Tq", "Tk", "causal", "window_size"),
+    [
+        (1, 1, 5, 7, False, (-1, -1)),
+        (2, 1, 5, 3, True, (-1, -1)),
+        (4, 2, 3, 6, True, (-1, -1)),
+        (3, 3, 4, 4, True, (1, -1)),
+        (1, 1, 6, 9, False, (2, 1)),
+        (1, 1, 9, 4, False, (3, -1)),
+        (1, 1, 4, 9, False, (-1, 2)),
+        (1, 1, 4, 4, False, (0, 0)),
+    ],
 )
-def test_against_one_query_at_a_time(Hq, Hkv, Tq, Tk, causal):
+def test_against_one_query_at_a_time(Hq, Hkv, Tq, Tk, causal, window_size):
     x = make_inputs(Case("x", "tiny", 2, Hq, Hkv, Tq, Tk, 4), torch.float64)
-    out, lse = reference_attention(x.q, x.k, x.v, causal=causal, scale=0.6, return_lse=True)
-    slow_out, slow_lse = one_query_at_a_time(x.q, x.k, x.v, causal=causal, scale=0.6)
+    options = {"causal": causal, "window_size": window_size, "scale": 0.6}
+    out, lse = reference_attention(x.q, x.k, x.v, return_lse=True, **options)
+    slow_out, slow_lse = one_query_at_a_time(x.q, x.k, x.v, **options)
     torch.testing.assert_close(out, slow_out, rtol=0, atol=1e-14)
     torch.testing.assert_close(lse, slow_lse, rtol=0, atol=1e-14)
 
@@ -55,8 +70,8 @@ def test_against_sdpa_where_the_alignments_agree():
 
 
 def test_the_mask_is_aligned_at_the_bottom_right():
-    assert causal_visible(2, 4).tolist() == [[True, True, True, False], [True] * 4]
-    assert causal_visible(3, 2).tolist() == [[False, False], [True, False], [True, True]]
+    assert Band(-1, 0).visible(2, 4).tolist() == [[True, True, True, False], [True] * 4]
+    assert Band(-1, 0).visible(3, 2).tolist() == [[False, False], [True, False], [True, True]]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -93,7 +108,11 @@ def test_no_keys_at_all():
 
 def test_case_flops_count_visible_pairs():
     for case in cases("tiny"):
-        visible = case.Tq * case.Tk
-        if case.causal:
-            visible = int(causal_visible(case.Tq, case.Tk).sum())
-        assert case.flops() == 4 * case.B * case.Hq * visible * case.D
+        left, right = case.window_size
+        pairs = 0
+        for i in range(case.Tq):
+            for j in range(case.Tk):
+                ahead = j - (i + case.Tk - case.Tq)
+                late = (case.causal and ahead > 0) or (right >= 0 and ahead > right)
+                pairs += not late and not (left >= 0 and -ahead > left)
+        assert case.flops() == 4 * case.B * case.Hq * pairs * case.D, case.name

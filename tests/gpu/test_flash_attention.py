@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from course_lib.flash_attention import flash_attention
+from course_lib.flash_attention.band import EVERYTHING
 from course_lib.flash_attention.cases import CASES, Case, make_inputs
-from course_lib.flash_attention.ops import launch_fwd
+from course_lib.flash_attention.fused import launch_fwd
 from course_lib.runtime.numerics import poisoned_copy, poisoned_view
 from tests.flash_attention.harness import assert_matches_oracle
 
@@ -30,7 +31,7 @@ def test_torch(case, dtype):
 def test_auto_runs_triton_where_it_is_fast(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "course_lib.flash_attention.ops.launch_fwd",
+        "course_lib.flash_attention.fused.launch_fwd",
         lambda *args: (calls.append(args), launch_fwd(*args)),
     )
     x = make_inputs(Case("x", "tiny", 1, 1, 1, 40, 40, 64), torch.float16, device="cuda")
@@ -55,7 +56,7 @@ def test_the_border_stays_untouched(D):
     q, k, v = (poisoned_copy(t) for t in (x.q, x.k, x.v))
     out = poisoned_view(x.q.shape, torch.bfloat16, device="cuda")
     lse = poisoned_view((2 * 4 * 333,), torch.float32, device="cuda")
-    launch_fwd(q.view, k.view, v.view, out.view, lse.view.view(2, 4, 333), False, D**-0.5)
+    launch_fwd(q.view, k.view, v.view, out.view, lse.view.view(2, 4, 333), EVERYTHING, D**-0.5)
     for name, poisoned in {"q": q, "k": k, "v": v, "out": out, "lse": lse}.items():
         poisoned.assert_border_untouched(name=name)
         assert not poisoned.view.isnan().any(), name
