@@ -24,10 +24,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.attention_cases import BATCH, FULL_BATCH, ONE_ROW, PACKED, BenchCase, Layout
 from course_lib.flash_attention import (
     flash_attention,
+    flash_attention_decode,
     flash_attention_varlen,
     reference_attention,
 )
-from course_lib.flash_attention.decode import flash_attention_decode
 from course_lib.flash_attention.dispatch import Implementation
 
 __all__ = [

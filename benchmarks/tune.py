@@ -35,8 +35,12 @@ import torch
 from benchmarks.attention_cases import BATCH, BenchCase, draw
 from benchmarks.flash_attention import TOLERANCE, as_graph, relative_distance
 from benchmarks.machine import environment
-from course_lib.flash_attention import decode_launches, flash_attention, launches
-from course_lib.flash_attention.decode import flash_attention_decode
+from course_lib.flash_attention import (
+    decode_launches,
+    flash_attention,
+    flash_attention_decode,
+    launches,
+)
 from course_lib.flash_attention.dispatch import Implementation
 from course_lib.flash_attention.launches import BLOCK_DS, LaunchConfig, block_d
 from course_lib.runtime.crosscompile import Launch, check_launches

@@ -18,7 +18,7 @@ from torch import Tensor
 from .band import Band
 from .cu_seqlens import Packing
 from .dispatch import LOG2E, alignment, architecture, cdiv, computable, device_of
-from .launches import block_d, launch_config
+from .launches import LaunchConfig, block_d, launch_config
 
 __all__ = ["fused_attention_bwd", "fused_attention_fwd"]
 
@@ -78,7 +78,7 @@ def launch_fwd(
 
     if lse.numel() == 0:
         return
-    config = launch_config("fwd", architecture(q), q.shape[3], q.element_size())
+    config = _config("fwd", q, band, packing)
     with device_of(q):
         flash_attention_fwd_kernel[_grid(q, config.BLOCK_M, packing)](
             *(q, k, v, out, lse),
@@ -134,7 +134,7 @@ def launch_bwd_dkdv(
         return
     grouped = q.shape[1] != k.shape[1]
     name = "bwd_dkdv_grouped" if grouped else "bwd_dkdv"
-    config = launch_config(name, architecture(q), q.shape[3], q.element_size())
+    config = _config(name, q, band, packing)
     with device_of(q):
         flash_attention_bwd_dkdv_kernel[_grid(k, config.BLOCK_N, packing)](
             *(q, k, v, dout, lse, delta, dk, dv),
@@ -166,7 +166,7 @@ def launch_bwd_dq(
 
     if dq.numel() == 0:
         return
-    config = launch_config("bwd_dq", architecture(q), q.shape[3], q.element_size())
+    config = _config("bwd_dq", q, band, packing)
     with device_of(q):
         flash_attention_bwd_dq_kernel[_grid(q, config.BLOCK_M, packing)](
             *(q, k, v, dout, lse, delta, dq),
@@ -197,6 +197,12 @@ def _grid(x: Tensor, block: int, packing: Packing | None) -> tuple[int, int, int
     # The numbering of `find_sequence`: one block more a sequence is enough for every remainder.
     blocks = cdiv(T, block) if packing is None else T // block + packing.sequences
     return blocks, H, B
+
+
+def _config(kernel: str, q: Tensor, band: Band, packing: Packing | None) -> LaunchConfig:
+    more = band.is_window or packing is not None
+    arch = architecture(q)
+    return launch_config(kernel, arch, q.shape[3], q.element_size(), windowed_or_packed=more)
 
 
 def _strides(*tensors: Tensor) -> list[int]:

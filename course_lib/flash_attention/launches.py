@@ -108,6 +108,15 @@ TABLE: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int] | None]]] 
 }
 # fmt: on
 
+# Windows and packed batches take a few registers more. Where an entry of the table has none left
+# for them, they have one of their own: (kernel, architecture, bytes an element, BLOCK_D).
+WINDOWED_OR_PACKED: dict[tuple[str, int, int, int], tuple[int, int, int, int]] = {
+    ("bwd_dkdv_grouped", 80, 2, 64): (32, 128, 8, 2),
+    ("bwd_dkdv_grouped", 86, 2, 64): (32, 128, 8, 2),
+    ("bwd_dkdv_grouped", 90, 2, 64): (32, 128, 8, 2),
+    ("bwd_dkdv_grouped", 90, 2, 128): (32, 64, 8, 1),
+}
+
 # Bytes a thread that may spill after all, by (kernel, architecture, bytes an element, BLOCK_D).
 ADMITTED_SPILLS = {
     # A scalar or two that wait outside the loops.
@@ -125,6 +134,9 @@ ADMITTED_SPILLS = {
     ("bwd_dkdv_grouped", 86, 2, 64): 48,
     ("bwd_dkdv_grouped", 89, 2, 64): 48,
 }
+
+# Where a sequence begins and how wide the window is: numbers that wait outside the loops.
+ADMITTED_WINDOWED_OR_PACKED = 24
 
 # On CPU, under the interpreter: few programs and few steps, each as large as NumPy likes, but
 # small and unequal enough that a short sequence still has several ragged blocks.
@@ -161,7 +173,14 @@ def table_architecture(capability: tuple[int, int]) -> int | None:
     return max(arch for arch in (75, 80, 86, 90, 100) if arch <= version)
 
 
-def launch_config(kernel: str, arch: int | None, head_dim: int, itemsize: int) -> LaunchConfig:
+def launch_config(
+    kernel: str,
+    arch: int | None,
+    head_dim: int,
+    itemsize: int,
+    *,
+    windowed_or_packed: bool = False,
+) -> LaunchConfig:
     """Look up one kernel's configuration.
 
     Args:
@@ -170,6 +189,7 @@ def launch_config(kernel: str, arch: int | None, head_dim: int, itemsize: int) -
         arch: What :func:`table_architecture` gave; None under the interpreter.
         head_dim: D, in elements.
         itemsize: Bytes an element: 2 or 4.
+        windowed_or_packed: Whether the launch has a sliding window or a packed batch.
 
     Raises:
         ValueError: The table has no such row (sm_75 above D = 128).
@@ -180,6 +200,8 @@ def launch_config(kernel: str, arch: int | None, head_dim: int, itemsize: int) -
     if arch is None:
         return INTERPRETED[kernel]
     row = TABLE[kernel][arch, itemsize][BLOCK_DS.index(block_d(head_dim))]
+    if windowed_or_packed:
+        row = WINDOWED_OR_PACKED.get((kernel, arch, itemsize, block_d(head_dim)), row)
     if row is None:
         raise ValueError(f"no {kernel} configuration for sm_{arch} and head dimension {head_dim}")
     return LaunchConfig(*row)
@@ -226,9 +248,13 @@ def kernel_launch(
 
     function = getattr(kernels, f"flash_attention_{kernel.removesuffix('_grouped')}_kernel")
     itemsize = 4 if dtype == "fp32" else 2
+    more = mask == "window" or varlen
+    admitted = ADMITTED_SPILLS.get((kernel, arch, itemsize, block_d(head_dim)), 0)
+    if more:
+        admitted = ADMITTED_WINDOWED_OR_PACKED
     if config is None:
         rows = table_architecture(divmod(arch, 10))
-        config = launch_config(kernel, rows, head_dim, itemsize)
+        config = launch_config(kernel, rows, head_dim, itemsize, windowed_or_packed=more)
     constexprs: dict[str, Any] = {
         "GROUPED": kernel.endswith("_grouped"),
         "CAUSAL": mask == "causal",
@@ -253,19 +279,19 @@ def kernel_launch(
         arch=arch,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        admitted_spills=ADMITTED_SPILLS.get((kernel, arch, itemsize, block_d(head_dim)), 0),
+        admitted_spills=admitted,
     )
 
 
-# Every kernel is compiled for these, at every entry of the table. A window within packed sequences
-# has the cost of both, and is compiled at the head dimensions that models have.
-MODES: tuple[tuple[Mask, bool], ...] = (
-    ("full", False),
-    ("causal", False),
+# Every entry of the table is compiled for a batch, with and without the causal mask. Windows and
+# packed batches cost a few registers more: they are compiled at the head dimensions that models
+# have, in half precision.
+MODES: tuple[tuple[Mask, bool], ...] = (("full", False), ("causal", False))
+MORE_MODES: tuple[tuple[Mask, bool], ...] = (
     ("window", False),
     ("causal", True),
+    ("window", True),
 )
-MORE_MODES: tuple[tuple[Mask, bool], ...] = (("full", True), ("window", True))
 
 
 def _launches() -> Iterator[Launch]:
@@ -292,6 +318,10 @@ def _launches() -> Iterator[Launch]:
         for head_dim in BLOCK_DS:
             for dtype in ("fp16" if arch == 75 else "bf16", "fp32"):
                 yield kernel_launch("bwd_preprocess", arch, head_dim, dtype, mask="full")
+    from . import decode_launches, merge_launches
+
+    yield from merge_launches.launches()
+    yield from decode_launches.launches()
 
 
 def __getattr__(name: str) -> Any:

@@ -471,12 +471,20 @@ excerpt(kernels.flash_attention_fwd_kernel, "# Grid (blocks", "kv_head = head")
 # `Hq // Hkv` query heads share one head of keys and values (grouped-query attention, GQA). The
 # program divides its head's number, and nothing is copied.
 #
-# **The state.** Pointers move to this program's head and first query. `offs_m` are its queries'
-# numbers. One tile of queries is loaded once, and each of its rows has $m$, $\ell$ and $a$. Q, K and V
-# may come in 16 bits; scores and state are always float32.
+# **Where.** Pointers move to this program's head. `VARLEN` is for packed batches (chapter 07), in
+# which sequences of different lengths lie one after another: a program first finds out whose
+# queries it has. Here it is false, and the compiler leaves those lines out.
 
 # %%
-excerpt(kernels.flash_attention_fwd_kernel, "q_ptr += batch", "unmasked_end, end = key_range")
+excerpt(kernels.flash_attention_fwd_kernel, "q_ptr += batch", "lse_ptr += q_begin")
+
+# %% [markdown]
+# **The state.** `offs_m` are the numbers of this program's queries. One tile of queries is loaded
+# once, and each of its rows has $m$, $\ell$ and $a$. Q, K and V may come in 16 bits; scores and state
+# are always float32.
+
+# %%
+excerpt(kernels.flash_attention_fwd_kernel, "start_m = block_m", "acc = tl.zeros")
 
 # %% [markdown]
 # **A tile from memory.** `load_tile` reads BLOCK_T rows of BLOCK_D numbers, where BLOCK_D is D
@@ -487,8 +495,11 @@ excerpt(kernels.flash_attention_fwd_kernel, "q_ptr += batch", "unmasked_end, end
 source(kernels.load_tile)
 
 # %% [markdown]
-# **How far.** `key_range` gives two ends. Before `unmasked_end` every query of the block sees every
-# key; from `end` on none does.
+# **How far.** `key_range` gives four places. From `begin` to `end` lie the keys that some query of
+# the block sees; from `unmasked_begin` to `unmasked_end` those that every query sees. In causal
+# attention `begin` is 0, and the block's last queries set the end. With a sliding window (滑动窗口),
+# in which a query sees only `left` keys before its own and `right` after it, the walk also starts
+# late: tiles outside the window are never visited.
 
 # %%
 source(kernels.key_range)
@@ -496,7 +507,7 @@ source(kernels.key_range)
 # %% [markdown]
 # **The walk.** Load keys, make scores, hide what must not be seen, take the scores into the state,
 # load values, add, move both pointers on by BLOCK_N rows. It is the puzzle's inner loop, compiled
-# twice: without a mask, then with one.
+# once for each stretch: without a mask where every query sees every key, with one at the edges.
 
 # %%
 excerpt(kernels.flash_attention_fwd_kernel, "# The loop is compiled", "v_tile_ptr += BLOCK_N")
@@ -631,38 +642,23 @@ else:
 # ## 9. In the wild
 #
 # A small Llama with random weights, straight from the transformers library. Its attention is
-# replaced through the library's own hook, twice: the function itself, and what becomes of masks. No
-# mask tensor is made; the kernel knows the causal rule. Padding would be ignored silently, so we
-# refuse it.
+# replaced through the library's own hooks, and there are two: the function itself, and what becomes
+# of masks. A replacement that forgets the second gets no mask at all, and its model reads the
+# future. `register_attention` sets both. No mask tensor is made: the causal rule, windows, padding
+# and packed sequences reach the kernels as numbers, and what the kernels cannot do is refused.
 
 # %%
 try:
-    from transformers import (
-        AttentionInterface,
-        AttentionMaskInterface,
-        LlamaConfig,
-        LlamaForCausalLM,
-    )
+    from transformers import LlamaConfig, LlamaForCausalLM
 except ImportError:
     LlamaForCausalLM = None
     print("transformers is not installed here: pip install transformers. The rest goes on without.")
 
-
-def course_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    out = flash_attention(query, key, value, causal=module.is_causal, scale=scaling)
-    return out.transpose(1, 2).contiguous(), None
-
-
-def no_mask_tensor(*args, attention_mask=None, **kwargs):
-    if attention_mask is not None and not attention_mask.all():
-        raise NotImplementedError("padding: pack the sequences instead (chapter 07)")
-
-
 # %%
 # NBVAL_CHECK_OUTPUT
 if LlamaForCausalLM:
-    AttentionInterface.register("course_lib", course_attention)
-    AttentionMaskInterface.register("course_lib", no_mask_tensor)
+    from course_lib.flash_attention.hugging_face import register_attention
+
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     sizes |= {"vocab_size": 128, "intermediate_size": 128, "num_hidden_layers": 2}
     with torch.random.fork_rng():
@@ -670,13 +666,13 @@ if LlamaForCausalLM:
         llama = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     tokens = torch.randint(0, 128, (2, 77), generator=torch.Generator().manual_seed(0))
     logits, texts = {}, {}
-    for name in ("eager", "course_lib"):
+    for name in ("eager", register_attention()):
         llama.set_attn_implementation(name)
         with torch.no_grad():
             logits[name] = llama(tokens).logits
             texts[name] = llama.generate(tokens[:1, :5], max_new_tokens=20, do_sample=False)
-    assert (logits["eager"] - logits["course_lib"]).abs().max() < 1e-5
-    assert torch.equal(texts["eager"], texts["course_lib"])
+    assert (logits["eager"] - logits["course_attention"]).abs().max() < 1e-5
+    assert torch.equal(texts["eager"], texts["course_attention"])
     print("same logits, and the same 20 generated tokens")
 
 # %% [markdown]
@@ -689,7 +685,7 @@ if LlamaForCausalLM:
     changed = tokens.clone()
     changed[:, 50] = (changed[:, 50] + 1) % 128
     with torch.no_grad():
-        moved_by = (llama(changed).logits - logits["course_lib"]).abs().amax(dim=(0, 2))
+        moved_by = (llama(changed).logits - logits["course_attention"]).abs().amax(dim=(0, 2))
     assert moved_by[:50].max() == 0 and moved_by[50:].max() > 0.01
     print("positions that moved:", int((moved_by > 0).nonzero()[0]), "and later")
 
@@ -823,9 +819,16 @@ assert ((torch.softmax(lses, dim=0)[..., None] * outs).sum(dim=0) - truth).abs()
 # in both, seven products where five would do, so that each program owns what it writes and the
 # result is the same in every run.
 #
-# **API.** `flash_attention(q, k, v, causal=…, scale=…, return_lse=…, implementation=…)`; see
-# `help(flash_attention)` for shapes, dtypes, costs and errors. `implementation="auto"` takes the
-# kernels on a GPU of compute capability 8.0 or more, and plain PyTorch in blocks elsewhere.
+# **API.** `implementation="auto"` takes the kernels on a GPU of compute capability 8.0 or more, and
+# plain PyTorch in blocks elsewhere. `help(...)` of each has shapes, dtypes, costs and errors.
+#
+# | `course_lib.flash_attention` | what it is for |
+# |:--|:--|
+# | `flash_attention(q, k, v, causal=…, window_size=…)` | a batch of sequences of one length |
+# | `flash_attention_varlen(q, k, v, cu_seqlens_q)` | a packed batch, without padding |
+# | `flash_attention_decode(q, k_cache, v_cache, cache_seqlens)` | a few new tokens, the keys cut into splits |
+# | `merge_attention_states(outs, lses)` | section 5: parts over different keys, merged |
+# | `hugging_face.register_attention()` | section 9: all of it inside a transformers model |
 # </details>
 
 # %% tags=["folded"]
