@@ -111,6 +111,9 @@ TABLE: dict[str, dict[tuple[int, int], list[tuple[int, int, int, int] | None]]] 
 # Windows and packed batches take a few registers more. Where an entry of the table has none left
 # for them, they have one of their own: (kernel, architecture, bytes an element, BLOCK_D).
 WINDOWED_OR_PACKED: dict[tuple[str, int, int, int], tuple[int, int, int, int]] = {
+    ("fwd", 86, 2, 128): (64, 64, 8, 2),
+    ("fwd", 100, 2, 64): (128, 64, 8, 3),
+    ("fwd", 100, 2, 128): (128, 64, 8, 3),
     ("bwd_dkdv_grouped", 80, 2, 64): (32, 128, 8, 2),
     ("bwd_dkdv_grouped", 86, 2, 64): (32, 128, 8, 2),
     ("bwd_dkdv_grouped", 90, 2, 64): (32, 128, 8, 2),
@@ -123,6 +126,8 @@ ADMITTED_SPILLS = {
     ("fwd", 90, 2, 256): 16,
     ("fwd", 90, 4, 32): 16,
     ("fwd", 100, 4, 256): 16,
+    ("bwd_dkdv", 80, 2, 128): 16,
+    ("bwd_dkdv", 80, 2, 256): 16,
     ("bwd_dq", 75, 4, 128): 16,
     ("bwd_dq", 90, 4, 32): 16,
     ("bwd_dq", 100, 4, 256): 16,

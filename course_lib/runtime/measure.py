@@ -248,7 +248,8 @@ def time_interleaved(
     """Time several functions against each other, fairly.
 
     They take turns, in an order that rotates from round to round, so that a machine that slows
-    down slows all of them. On a GPU each call is timed by events, after its L2 cache was flushed.
+    down slows all of them. On a GPU each call is timed by events, after its L2 cache was flushed and
+    while it is kept busy for half a millisecond, so that the time of the host's launch is hidden.
 
     Args:
         functions: What to call, by name.
@@ -289,14 +290,19 @@ def _seconds_on_cpu(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+_HEAD_START_CYCLES = 1_000_000  # about half a millisecond
+
+
 def _gpu_timer(device: torch.device) -> Callable[[Callable[[], object]], float]:
     properties = torch.cuda.get_device_properties(device)
     l2_bytes = getattr(properties, "L2_cache_size", 0) or _FALLBACK_L2_BYTES
     flush = torch.empty(2 * l2_bytes, dtype=torch.uint8, device=device)
 
     def seconds(function: Callable[[], object]) -> float:
-        flush.zero_()
         with torch.cuda.device(device):
+            flush.zero_()
+            # The GPU waits while the host launches, so that what Python costs is not counted.
+            torch.cuda._sleep(_HEAD_START_CYCLES)
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             function()

@@ -3,16 +3,23 @@
 import pytest
 import torch
 
-from course_lib.flash_attention import flash_attention
+from course_lib.flash_attention import flash_attention, flash_attention_varlen
 from course_lib.flash_attention.band import EVERYTHING
-from course_lib.flash_attention.cases import CASES, Case, make_inputs
+from course_lib.flash_attention.cases import (
+    CASES,
+    PACKED_CASES,
+    Case,
+    PackedCase,
+    make_inputs,
+    make_packed_inputs,
+)
 from course_lib.flash_attention.fused import launch_fwd
 from course_lib.runtime.numerics import poisoned_copy, poisoned_view
 from tests.flash_attention.harness import assert_matches_oracle
 
 pytestmark = pytest.mark.gpu
 
-ALL = [pytest.param(case, id=case.name) for case in CASES]
+ALL = [pytest.param(case, id=case.name) for case in (*CASES, *PACKED_CASES)]
 HALF = [torch.bfloat16, torch.float16]
 
 
@@ -48,6 +55,35 @@ def test_two_runs_are_equal_to_the_bit():
         out = flash_attention(q, k, v, causal=True, implementation="triton")
         results.append((out, *torch.autograd.grad(out, (q, k, v), x.dout)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_packed_batch_of_equal_lengths_is_a_batch():
+    B, T = 5, 777
+    case = PackedCase("x", "large", (T,) * B, 8, 2, 128, causal=True)
+    x, (cu_seqlens, _) = make_packed_inputs(case, torch.bfloat16, device="cuda"), case.cu_seqlens()
+    options = {"causal": True, "implementation": "triton"}
+    packed = flash_attention_varlen(x.q, x.k, x.v, cu_seqlens.cuda(), **options)
+    batch = flash_attention(
+        *(t.unflatten(0, (B, T)).transpose(1, 2) for t in (x.q, x.k, x.v)), **options
+    )
+    assert torch.equal(packed.unflatten(0, (B, T)), batch.transpose(1, 2))
+
+
+def test_packed_lengths_are_read_once_and_not_while_a_graph_is_captured():
+    case = PackedCase("x", "large", (100, 0, 513), 4, 4, 64, causal=True)
+    x, (cu, _) = make_packed_inputs(case, torch.bfloat16, device="cuda"), case.cu_seqlens("cuda")
+    flash_attention_varlen(x.q, x.k, x.v, cu, causal=True)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        eager = flash_attention_varlen(x.q, x.k, x.v, cu, causal=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    fresh, graph = cu.clone(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = flash_attention_varlen(x.q, x.k, x.v, fresh, causal=True)
+    graph.replay()
+    assert torch.equal(captured, eager)
 
 
 @pytest.mark.parametrize("D", [64, 72, 128])
