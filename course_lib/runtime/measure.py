@@ -248,8 +248,8 @@ def time_interleaved(
     """Time several functions against each other, fairly.
 
     They take turns, in an order that rotates from round to round, so that a machine that slows
-    down slows all of them. On a GPU each call is timed by events, after its L2 cache was flushed and
-    while it is kept busy for half a millisecond, so that the time of the host's launch is hidden.
+    down slows all of them. On a GPU each call is timed by events, after its L2 cache was flushed
+    and while it is kept busy for half a millisecond, which hides the time of the host's launch.
 
     Args:
         functions: What to call, by name.
