@@ -202,11 +202,12 @@ def test_names_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
 
 def test_what_is_graded_is_not_graded_again(hand_in) -> None:
     folder = hand_in(jane="good", bob="bad", amy="broken")
-    first = run(folder)
+    # Read before the second run: amy's file is written anew, with another time in its envelope.
+    first = [grades(line).result for line in run(folder)]
     again = InProcess()
     second = run(folder, again)
     assert again.names == []
-    assert [grades(line).result for line in first] == [grades(line).result for line in second]
+    assert first == [grades(line).result for line in second]
     assert [line.reused for line in second] == [False, True, True]  # amy's costs nothing to read
     forced = InProcess()
     run(folder, forced, again=True)
@@ -231,6 +232,17 @@ def test_what_was_graded_otherwise_is_graded_again(hand_in, changes) -> None:
     assert engine.names == ["jane/a.ipynb"]
     assert before.file != after.file
     assert file_of(before).exists(), "the earlier result stands"
+
+
+def test_a_result_in_the_wrong_place_does_not_count(hand_in) -> None:
+    """A whole and sound file, but of another submission: somebody copied it."""
+    folder = hand_in(jane="good", bob="bad")
+    bob, jane = run(folder)
+    file_of(bob).write_bytes(file_of(jane).read_bytes())
+    engine = InProcess()
+    bob, _ = run(folder, engine)
+    assert engine.names == ["bob/a.ipynb"]
+    assert grades(bob).result.score == 0
 
 
 def test_another_grader_grades_again(hand_in, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -598,12 +610,13 @@ def test_the_table(command, hand_in, tmp_path: Path) -> None:
 
 def test_data(command, hand_in, tmp_path: Path) -> None:
     folder = hand_in(s1="good", s2="bad", s3="broken")
-    (tmp_path / "list.csv").write_text("submission,student\ns1,Jane\ns2,Bob\ns9,Amy\n")
+    # The third one is not listed, and what it is called is no proof of whose it is.
+    (tmp_path / "list.csv").write_text("submission,student\ns1,Jane\ns2,Bob\ns9,Amy\ns8,s3\n")
     code, out, _ = command(folder, "--json", "--students", tmp_path / "list.csv")
     data = json.loads(out)
     assert code == 0
     assert data["counts"] == {"graded": 2, "unreadable": 1}
-    assert (data["absent"], data["unlisted"]) == (["Amy"], ["s3/a.ipynb"])
+    assert (data["absent"], data["unlisted"]) == (["Amy", "s3"], ["s3/a.ipynb"])
     assert (data["seed_id"], data["grader"]) == (
         seed_id(read_seed(tmp_path / "out" / "seed")),
         grader_version(),

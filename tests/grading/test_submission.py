@@ -321,17 +321,25 @@ def test_links_devices_and_pipes_are_not_opened(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path, monkeypatch) -> None:
     path = put(tmp_path / "class" / "a.ipynb")
     (source,) = find_submissions([tmp_path / "class"])
-    path.unlink()
-    os.mkfifo(path)
-    reader = threading.Thread(target=source.read, daemon=True)
-    reader.start()
-    reader.join(10)
-    assert not reader.is_alive()
+    regular = os.lstat(path)
     path.unlink()
     assert source.read().reason == "The file cannot be read: No such file or directory."
+    os.mkfifo(path)
+
+    def read_into(reasons: list[str]) -> None:
+        reasons.append(source.read().reason)
+
+    # Also where it becomes one between the look at it and its opening.
+    for look in (os.lstat, lambda _: regular):
+        monkeypatch.setattr(os, "lstat", look)
+        said = []
+        reader = threading.Thread(target=read_into, args=(said,), daemon=True)
+        reader.start()
+        reader.join(10)
+        assert said == ["It is not a regular file: a link, a pipe, a device or a folder."]
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
