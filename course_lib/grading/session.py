@@ -74,6 +74,7 @@ class Session:
         learner_seconds: Time waited for the child's answers.
         failed: What went wrong in cells, by their number.
         dropped: Numbers of cells that ended or hung the child.
+        answered: Calls that the present child has answered.
     """
 
     def __init__(self, sandbox: Sandbox, cells: list[Cell]) -> None:
@@ -85,6 +86,7 @@ class Session:
         self.learner_seconds = 0.0
         self.failed: dict[int, str] = {}
         self.dropped: dict[int, str] = {}
+        self.answered = 0
 
     def __enter__(self) -> Session:
         return self
@@ -126,6 +128,7 @@ class Session:
         reply, out = self._ask(
             {"op": "call", "data": tree, **request}, blob, patience * CALL_SECONDS
         )
+        self.answered += 1
         if reply.get("todo") is True:
             raise LookupError("the answer is still its stub")
         if "error" in reply:
@@ -179,7 +182,7 @@ class Session:
             if time.monotonic() > self._ends:
                 raise Fault("timeout", f"All code together took over {ALL_SECONDS:.0f} seconds.")
             self._child = self._sandbox.child()
-            self.failed = {}
+            self.failed, self.answered = {}, 0
             if self._run_cells():
                 return
 
