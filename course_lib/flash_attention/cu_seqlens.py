@@ -51,10 +51,11 @@ def check_values(name: str, cu_seqlens: Tensor, rows: int) -> None:
     """Raise ValueError unless the numbers begin at 0, never fall, and end at `rows`.
 
     A kernel would take a wrong number for an address. The numbers are read once for each tensor
-    and each change of it; while a CUDA graph is captured they cannot be read, and are not.
+    and each change of it; of a tensor made in inference mode, which counts no changes, only once.
+    While a CUDA graph is captured they cannot be read, and are not.
     """
-    version = None if cu_seqlens.is_inference() else cu_seqlens._version
-    if version is not None and _checked.get(cu_seqlens) == (version, rows):
+    version = 0 if cu_seqlens.is_inference() else cu_seqlens._version
+    if _checked.get(cu_seqlens) == (version, rows):
         return
     if cu_seqlens.is_cuda and torch.cuda.is_current_stream_capturing():
         return
@@ -69,5 +70,4 @@ def check_values(name: str, cu_seqlens: Tensor, rows: int) -> None:
             )
     if numbers[-1] != rows:
         raise ValueError(f"{name} must end with the number of rows, {rows}, got {numbers[-1]}")
-    if version is not None:
-        _checked[cu_seqlens] = (version, rows)
+    _checked[cu_seqlens] = (version, rows)

@@ -126,6 +126,8 @@ ADMITTED_SPILLS = {
     ("fwd", 90, 2, 256): 16,
     ("fwd", 90, 4, 32): 16,
     ("fwd", 100, 4, 256): 16,
+    ("bwd_dq", 75, 2, 128): 16,
+    ("bwd_dq", 86, 4, 16): 16,
     ("bwd_dkdv", 80, 2, 128): 16,
     ("bwd_dkdv", 80, 2, 256): 16,
     ("bwd_dq", 75, 4, 128): 16,
@@ -135,6 +137,8 @@ ADMITTED_SPILLS = {
     ("bwd_dkdv_grouped", 90, 4, 16): 16,
     ("bwd_dkdv_grouped", 90, 4, 128): 16,
     # The same for the loop over heads.
+    ("bwd_dkdv_grouped", 86, 4, 256): 48,
+    ("bwd_dkdv_grouped", 100, 2, 32): 48,
     ("bwd_dkdv_grouped", 80, 2, 64): 48,
     ("bwd_dkdv_grouped", 86, 2, 64): 48,
     ("bwd_dkdv_grouped", 89, 2, 64): 48,

@@ -411,7 +411,8 @@ def _flash_attention_varlen_fwd(
     fused = runs_triton(q, implementation, grid=(q.shape[1],))
     run = fused_attention_fwd if fused else tiled_attention_varlen_fwd
     packing = Packing(cu_seqlens_q, cu_seqlens_k)
-    out, lse = run(*_as_batch(q, k, v), Band(left, right), scale, packing)
+    q, k, v = _as_batch(q, k, v)
+    out, lse = run(q, k, v, Band(left, right), scale, packing)
     return _as_packed(out), lse[0]
 
 

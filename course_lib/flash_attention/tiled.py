@@ -168,9 +168,16 @@ def tiled_attention_varlen_bwd(
     """As ``tiled_attention_bwd``, for each sequence alone."""
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     for rows, keys in _sequences(packing):
-        of_rows = [x[:, :, rows] for x in (out, lse, dout, dlse)]
         dq[:, :, rows], dk[:, :, keys], dv[:, :, keys] = tiled_attention_bwd(
-            q[:, :, rows], k[:, :, keys], v[:, :, keys], *of_rows, band, scale
+            q[:, :, rows],
+            k[:, :, keys],
+            v[:, :, keys],
+            out[:, :, rows],
+            lse[:, :, rows],
+            dout[:, :, rows],
+            dlse[:, :, rows],
+            band,
+            scale,
         )
     return dq, dk, dv
 

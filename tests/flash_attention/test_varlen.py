@@ -1,5 +1,8 @@
 """Packed batches: values and gradients, who sees whom, and what bad lengths are told."""
 
+# q, k and v are unpacked from lists all over this file.
+# pyright: reportCallIssue=false
+
 import dataclasses
 import math
 

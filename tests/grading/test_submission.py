@@ -447,13 +447,13 @@ def test_one_folder_around_everything_is_nobody(tmp_path: Path) -> None:
         name: student for name, (student, _) in found(zipped(tmp_path / "c.zip", files)).items()
     }
     assert owners == {"c.zip/hand_in/bob.ipynb": "bob", "c.zip/hand_in/jane/x.ipynb": "jane"}
-    one = zipped(tmp_path / "jane.zip", {"work/08_flash_attention.ipynb": GOOD})
-    assert found(one) == {"jane.zip/work/08_flash_attention.ipynb": ("jane", "")}
+    one = zipped(tmp_path / "jane.zip", {"answers/08_flash_attention.ipynb": GOOD})
+    assert found(one) == {"jane.zip/answers/08_flash_attention.ipynb": ("jane", "")}
 
 
 def test_zips_in_a_folder_are_students(tmp_path: Path) -> None:
     root = tmp_path / "class"
-    zipped(root / "jane.zip", {"work/a.ipynb": GOOD, "work/b.ipynb": b"{"})
+    zipped(root / "jane.zip", {"answers/a.ipynb": GOOD, "answers/b.ipynb": b"{"})
     zipped(root / "bob" / "answers.zip", {"a.ipynb": GOOD})
     zipped(root / "amy.zip", {"a.txt": GOOD})
     put(root / "eve.zip", b"no zip at all")
@@ -461,14 +461,14 @@ def test_zips_in_a_folder_are_students(tmp_path: Path) -> None:
     put(root / "joe.rar")
     put(root / "kim" / "x.tar.gz")
     read = found(root)
-    assert read.pop("jane.zip/work/b.ipynb")[1].startswith("It is not a notebook")
+    assert read.pop("jane.zip/answers/b.ipynb")[1].startswith("It is not a notebook")
     broken = "It is not a zip, or its end is missing. Was the upload cut short?"
     assert read == {
         "amy.zip": ("amy", "The zip holds no notebook (.ipynb)."),
         "bob/answers.zip/a.ipynb": ("bob", ""),
         "eva.zip": ("eva", broken),
         "eve.zip": ("eve", broken),
-        "jane.zip/work/a.ipynb": ("jane", ""),
+        "jane.zip/answers/a.ipynb": ("jane", ""),
         "joe.rar": ("joe", "This kind of archive is not opened. Hand in a zip."),
         "kim/x.tar.gz": ("kim", "This kind of archive is not opened. Hand in a zip."),
     }
