@@ -135,7 +135,8 @@ def tracked_text() -> list[Path]:
 
 
 def test_no_path_of_a_machine_and_no_secret_place() -> None:
-    bad = re.compile(r"/work/|/root/|/home/[a-z]+/|/tmp/pip|/Users/[a-z]+/")
+    # Not within a longer path: /proc/self/root/ names no machine.
+    bad = re.compile(r"(?<!\w)/(?:work/|root/|home/[a-z]+/|tmp/pip|Users/[a-z]+/)")
     allowed = {Path(__file__)}
     found = [
         f"{path.relative_to(ROOT)}: {match.group()}"
