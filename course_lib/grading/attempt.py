@@ -104,11 +104,25 @@ def outcome_from(exercise: Exercise, data: Data, ran: Ran) -> Outcome:
     return Outcome(ran.value, None, problem, ran.printed)
 
 
+_RUNS_AS = {
+    "aten::_softmax": ("aten::_safe_softmax",),
+    "aten::scaled_dot_product_attention": ("aten::_scaled_dot_product_", "aten::_safe_softmax"),
+}
+"""How the names begin of what runs in an operator's place. PyTorch takes attention apart before
+operators are counted: into a fused one of its family, or into products and a softmax."""
+
+
+def times_ran(operator: str, ops: dict[str, int]) -> int:
+    """How often a forbidden operator ran, under its own name or another."""
+    others = _RUNS_AS.get(operator, ())
+    return sum(n for name, n in ops.items() if name == operator or name.startswith(others))
+
+
 def over_budget(exercise: Exercise, data: Data, usage: Usage) -> Problem | None:
     """The first limit that was broken: operators, memory, launches, traffic."""
     budget = exercise.budget
     for name in exercise.forbids:
-        if usage.ops.get(name):
+        if times_ran(name, usage.ops):
             message = f"It calls `{name}`, which this exercise asks you to write."
             return Problem(f"calls {name}", message)
     if budget.largest_tensor and usage.largest_bytes > (most := budget.largest_tensor(data)):

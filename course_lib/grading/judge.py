@@ -30,6 +30,7 @@ from course_lib.grading.attempt import (
     not_an_answer,
     outcome_from,
     summary,
+    times_ran,
 )
 from course_lib.grading.cells import Cell, read_cells
 from course_lib.grading.check import expected_of, outcome_of
@@ -608,8 +609,8 @@ def _findings(exercise: Exercise, case: Case, ran: Ran) -> tuple[Finding, ...]:
     findings = []
     ops = ran.usage.ops
     for name in exercise.forbids:
-        if ops.get(name):
-            message = f"`{name}` ran {ops[name]} times inside the answer."
+        if count := times_ran(name, ops):
+            message = f"`{name}` ran {count} times inside the answer."
             findings.append(Finding("forbidden operator ran", message, case.name))
     if exercise.kind == "kernel":
         library = [name for name in ops if name.split("::")[-1] not in _COMPUTES_NOTHING]

@@ -1012,6 +1012,18 @@ attending(
 RAN = {"status": FAILED, "findings": frozenset({"forbidden operator ran"})}
 attending("softmax by getattr", f"return getattr(torch, 'soft' + 'max')({SCORES}, 1) @ v", **RAN)
 attending(
+    "attention by getattr",
+    "attend = getattr(torch.nn.functional, 'scaled_dot_' + 'product_attention')\n"
+    "return attend(q[None, None], k[None, None], v[None, None])[0, 0]",
+    **RAN,
+)
+attending(
+    "attention by getattr, taken apart",
+    "attend = getattr(torch.nn.functional, 'scaled_dot_' + 'product_attention')\n"
+    "return attend(q, k, v)",
+    **RAN,
+)
+attending(
     "softmax by importlib",
     f"return vars(importlib.import_module('to' + 'rch'))['soft' + 'max']({SCORES}, 1) @ v",
     "import importlib",
