@@ -67,6 +67,7 @@ def serve(control: socket.socket) -> None:
 def _import_everything() -> None:
     import numpy  # noqa: F401
     import torch
+    import torch.testing  # 0.6 s, and notebooks use it
 
     from course_lib.runtime.tile import HAS_TRITON
 
