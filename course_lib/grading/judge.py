@@ -304,7 +304,7 @@ class _Trial:
     def _cases(self, truth: _Truth, answer: Any) -> ExerciseResult:
         """Run the cases in order, up to the first that fails."""
         exercise = truth.exercise
-        findings = self._duplicates(exercise)
+        findings = self._noticed(exercise)
         violation = self._violation(exercise)
         attempt = Attempt(
             exercise,
@@ -393,12 +393,17 @@ class _Trial:
 
     # Rules.
 
-    def _duplicates(self, exercise: Exercise) -> tuple[Finding, ...]:
+    def _noticed(self, exercise: Exercise) -> tuple[Finding, ...]:
+        """What a person should look at, whatever the answer's values are."""
+        findings = []
         places = self.notebook.places(exercise.name)
-        if len(places) < 2:
-            return ()
-        message = f"`{exercise.name}` is defined {len(places)} times; the last one counts."
-        return (Finding("defined twice", message, str(places[-1])),)
+        if len(places) > 1:
+            message = f"`{exercise.name}` is defined {len(places)} times; the last one counts."
+            findings.append(Finding("defined twice", message, str(places[-1])))
+        if place := self.notebook.looks_around(exercise.name):
+            message = "Code reaches for what runs it, or hides what it calls. Read it."
+            findings.append(Finding("looks around", message, str(place)))
+        return tuple(findings)
 
     def _violation(self, exercise: Exercise) -> ExerciseResult | None:
         """What the text alone proves."""

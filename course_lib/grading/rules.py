@@ -27,6 +27,17 @@ _ALSO = {
 """Names that reach an operator under another name."""
 
 
+_INNARDS = frozenset(
+    """__closure__ cell_contents __globals__ _getframe currentframe f_back f_locals f_globals
+    tb_frame __traceback__ get_objects get_referrers get_referents settrace setprofile
+    __subclasses__""".split()
+)
+"""Names by which code looks at what runs it. No exercise needs one."""
+
+_OURS = "course_lib"
+"""The package whose parts a submission has no reason to replace."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where something stands: its cell, its line there, and the line's text."""
@@ -117,6 +128,29 @@ class Notebook:
                 return True
         return False
 
+    def looks_around(self, name: str) -> Place | None:
+        """Where code on the path of an answer, or a cell as it runs, reaches for what runs it.
+
+        That is a look at frames, closures or the garbage collector, an attribute or a piece of code
+        whose name is put together as it runs, or an assignment into the course's own modules. None
+        of it proves anything, so it is for a person to read.
+        """
+        for cell, node in self._reached(name):
+            if _reaches_in(node) or self._replaces_ours(node):
+                return _place(cell, node)
+        for cell in self.cells:
+            for node in _walk(cell.tree) if cell.tree is not None else ():
+                if self._replaces_ours(node):
+                    return _place(cell, node)
+        return None
+
+    def _replaces_ours(self, node: ast.AST) -> bool:
+        """`measure.measure_memory = …`, where `measure` is a module of the course."""
+        if not (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)):
+            return False
+        base = _dotted(node.value)
+        return self.imported.get(base.split(".")[0], "").split(".")[0] == _OURS
+
     def is_readable(self) -> bool:
         """Whether every cell could be parsed; where not, something may stand in the others."""
         return all(cell.tree is not None for cell in self.cells)
@@ -165,6 +199,16 @@ class Notebook:
             if root not in self.imported and method not in self.own_members:
                 return method
         return ""
+
+
+def _reaches_in(node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute | ast.Name):
+        return (node.attr if isinstance(node, ast.Attribute) else node.id) in _INNARDS
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        return False
+    if node.func.id == "getattr":
+        return len(node.args) > 1 and not isinstance(node.args[1], ast.Constant)
+    return node.func.id in ("eval", "exec", "__import__")
 
 
 def _names_jit(decorator: ast.AST) -> bool:

@@ -178,3 +178,36 @@ def test_text_that_is_made_to_break_the_reader_does_not(text: str) -> None:
     assert not notebook.may_launch("answer")
     assert sys.getrecursionlimit() == limit
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["def answer(f): return f.__closure__[0].cell_contents.__name__ == 'right'"],
+        ["import sys\ndef answer(x): return sys._getframe(1).f_locals['data']"],
+        ["import torch\ndef answer(x): return getattr(torch, 'soft' + 'max')(x, -1)"],
+        ["def answer(x): return eval('torch.soft' + 'max')(x, -1)"],
+        ["import gc\ndef helper(): return gc.get_objects()", "def answer(x): return helper()"],
+        # Anywhere, since it changes what every answer is counted by.
+        [
+            "import course_lib.runtime.measure as m\nm.measure_memory = None",
+            "def answer(x): return x",
+        ],
+    ],
+)
+def test_an_answer_that_looks_around_is_noticed(cells: list[str]) -> None:
+    assert Notebook(read_cells(cells)).looks_around("answer") is not None
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["def answer(x): return x"],
+        ["def answer(x): return getattr(x, 'dtype')"],
+        ["import gc\ngc.get_objects()", "def answer(x): return x"],  # not on the answer's path
+        ["import course_lib.runtime.measure as m\nm.measure_memory", "def answer(x): return x"],
+        ["class A: pass\na = A()\na.measure_memory = 1", "def answer(x): return x"],
+    ],
+)
+def test_an_honest_answer_does_not(cells: list[str]) -> None:
+    assert Notebook(read_cells(cells)).looks_around("answer") is None
