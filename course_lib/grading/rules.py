@@ -28,9 +28,24 @@ _ALSO = {
 
 
 _INNARDS = frozenset(
-    """__closure__ cell_contents __globals__ _getframe currentframe f_back f_locals f_globals
-    tb_frame __traceback__ get_objects get_referrers get_referents settrace setprofile
-    __subclasses__""".split()
+    [
+        "__closure__",
+        "cell_contents",
+        "__globals__",
+        "_getframe",
+        "currentframe",
+        "f_back",
+        "f_locals",
+        "f_globals",
+        "tb_frame",
+        "__traceback__",
+        "get_objects",
+        "get_referrers",
+        "get_referents",
+        "settrace",
+        "setprofile",
+        "__subclasses__",
+    ]
 )
 """Names by which code looks at what runs it. No exercise needs one."""
 
