@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from course_lib.grading.cells import read_cells
 from course_lib.grading.result import Graded
+from course_lib.grading.rules import Notebook as Text
 from tests.grading.attacks.catalogue import ATTACKS, SUCCEED, Attack, probing
 from tests.grading.honest.notebooks import ROOT, SLUG, Notebook
 from tests.grading.honest.test_honest import grade_all
@@ -76,15 +78,17 @@ def what_is_wrong(graded: Graded, attacks: list[Attack]) -> list[str]:
     for got in graded.result.exercises:
         name = got.id.split(".")[1]
         said = f"{got.status}, {got.score} points: {got.feedback} {got.findings}"
+        # One cell that replaces a part of the course makes every answer of its notebook suspect.
+        rules = {finding.rule for finding in got.findings} - {"looks around"}
         if name not in attacked:
             spoilt = any(each.spoils for each in attacks)
-            if name in KEPT and not spoilt and (got.status, got.findings) != ("passed", ()):
+            if name in KEPT and not spoilt and (got.status, rules) != ("passed", set()):
                 wrong.append(f"{name}, an honest one beside {list(attacked)}, is {said}")
             continue
         each = attacked[name]
         if got.status not in each.status or (got.score and "passed" not in each.status):
             wrong.append(f"“{each.name}” is {said}")
-        if {finding.rule for finding in got.findings} != each.findings:
+        if rules != each.findings:
             wrong.append(f"“{each.name}” has other findings: {said}")
     return wrong
 
@@ -136,3 +140,11 @@ def test_what_still_succeeds(attack: Attack, tmp_path: Path) -> None:
     write(tmp_path, "winner", [attack])
     wrong = what_is_wrong(grade_all(tmp_path, 0)["winner"], [attack])
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize(
+    "attack", [pytest.param(each, id=each.name) for each in ATTACKS if each.name in SUCCEED]
+)
+def test_what_still_succeeds_is_pointed_out(attack: Attack) -> None:
+    cells = read_cells([attack.before, attack.answer])
+    assert Text(cells).looks_around(attack.exercise) is not None
