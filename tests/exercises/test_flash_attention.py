@@ -249,8 +249,24 @@ def test_torch_aligns_new_tokens_at_the_top_left() -> None:
 def test_write_the_test_has_four_right_ones_of_fourteen() -> None:
     truth = accepts_online_softmax.oracle({})
     assert (len(truth), truth.count("accepted")) == (14, 4)
-    judged = accepts_online_softmax.harness(accepts_online_softmax.random_rows, {})
-    assert judged == truth
+    right = accepts_online_softmax.random_rows
+    for case in (
+        *accepts_online_softmax.cases("small", 1),
+        *accepts_online_softmax.cases("small", 2),
+    ):
+        assert accepts_online_softmax.harness(right, case.data) == truth
+
+
+def test_write_the_test_is_not_passed_by_counting_calls() -> None:
+    def counting(verdicts):
+        answers = iter(verdicts)
+        return lambda f: next(answers)
+
+    truth = accepts_online_softmax.oracle({})
+    first, second = (next(iter(accepts_online_softmax.cases("small", s))).data for s in (1, 2))
+    learnt = [truth[i] == "accepted" for i in first["order"]]
+    assert accepts_online_softmax.harness(counting(learnt), first) == truth
+    assert accepts_online_softmax.harness(counting(learnt), second) != truth
 
 
 def test_a_failing_test_says_which_implementation_it_misjudged() -> None:
