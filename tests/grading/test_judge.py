@@ -208,8 +208,12 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_a_wrong_answer_gets_its_status(judge: Judge, impatient: None, name: str) -> None:
+def test_a_wrong_answer_gets_its_status(
+    judge: Judge, request: pytest.FixtureRequest, name: str
+) -> None:
     body, status = ANSWERS[name]
+    if status == "timeout":  # the others must have the time that they need on a busy machine
+        request.getfixturevalue("impatient")
     result = warm_up(judge, f"def warm_up(values):\n    {body}")
     assert (result.status, result.score) == (status, 0.0), result.feedback
     assert result.feedback
