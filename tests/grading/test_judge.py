@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +19,9 @@ from course_lib.grading.judge import Judge, Judged
 from course_lib.grading.result import ExerciseResult
 from course_lib.grading.sandbox import Sandbox, SandboxError
 from course_lib.grading.submission import Submission, parse
+from tests.grading.bwrap import bwrap_works
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="bubblewrap is not installed here"
-)
+pytestmark = pytest.mark.skipif(not bwrap_works(), reason="bubblewrap cannot be used here")
 
 SEED = b"a secret of 16 by"
 ROOT = Path(__file__).parents[2]

@@ -15,10 +15,9 @@ import course_lib
 from course_lib.grading import sandbox as module
 from course_lib.grading import wire
 from course_lib.grading.sandbox import Child, Sandbox, SandboxError
+from tests.grading.bwrap import bwrap_works
 
-needs_bwrap = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="bubblewrap is not installed here"
-)
+needs_bwrap = pytest.mark.skipif(not bwrap_works(), reason="bubblewrap cannot be used here")
 
 
 @pytest.fixture(scope="module")

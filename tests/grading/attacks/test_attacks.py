@@ -6,7 +6,6 @@ the host must be as it was. Two secret seeds by default, twenty with `--deep`.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from course_lib.grading.cells import read_cells
 from course_lib.grading.result import Graded
 from course_lib.grading.rules import Notebook as Text
 from tests.grading.attacks.catalogue import ATTACKS, SUCCEED, Attack, probing
+from tests.grading.bwrap import bwrap_works
 from tests.grading.honest.notebooks import ROOT, SLUG, Notebook
 from tests.grading.honest.test_honest import grade_all
 
@@ -26,7 +26,7 @@ MOST = 5
 SLOW = ("torch.testing", "@triton.jit", "first_tile_wins", "100_000")
 """In worked cells that no answer needs, and that every restart of a notebook runs again."""
 
-pytestmark = pytest.mark.skipif(not shutil.which("bwrap"), reason="needs bubblewrap")
+pytestmark = pytest.mark.skipif(not bwrap_works(), reason="needs bubblewrap")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,14 @@ from course_lib.grading.grade import Line, Settings, grade
 from course_lib.grading.judge import Judge
 from course_lib.grading.result import Graded, Result, canonical
 from course_lib.grading.sources import find_submissions
+from tests.grading.bwrap import bwrap_works
 from tests.grading.honest.habits import HABITS, Habit
 from tests.grading.honest.notebooks import PACKAGE, RECORDS
 
 LIMIT = 5.0
 """Seconds for a cell and for a call here, in place of many more: endless ones are among these."""
 
-pytestmark = pytest.mark.skipif(not shutil.which("bwrap"), reason="needs bubblewrap")
+pytestmark = pytest.mark.skipif(not bwrap_works(), reason="needs bubblewrap")
 
 
 def quick_judge(secret_seed: bytes) -> Judge:
