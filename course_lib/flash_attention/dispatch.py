@@ -89,26 +89,28 @@ def check_tensor(name: str, tensor: Tensor, like: Tensor, axes: str) -> None:
         raise ValueError(f"{name} must be on the device of q, {like.device}, got {tensor.device}")
 
 
-def check_triton_can_take(q: Tensor, grid: tuple[int, ...]) -> None:
+def check_triton_can_take(q: Tensor, grid: tuple[int, ...] = (1,), *, name: str = "q") -> None:
     """Raise unless the kernels take tensors like q; asked where "triton" was demanded.
 
     Args:
         q: [..., D], any number of axes before.
         grid: Extents that become the second and third axis of a grid.
+        name: The argument, as the message should call it.
     """
     if q.dtype not in TRITON_DTYPES:
         raise TypeError(
-            f'q must be fp16, bf16 or fp32 for implementation="triton", got {q.dtype}; '
+            f'{name} must be fp16, bf16 or fp32 for implementation="triton", got {q.dtype}; '
             'fp64 runs with implementation="torch"'
         )
     if q.shape[-1] not in HEAD_DIMS:
         raise ValueError(
-            f"q must have a head dimension of {HEAD_DIMS[0]} to {HEAD_DIMS[-1]} for "
+            f"{name} must have a head dimension of {HEAD_DIMS[0]} to {HEAD_DIMS[-1]} for "
             f'implementation="triton", got {q.shape[-1]}'
         )
     if max(grid) > MAX_GRID_YZ:
         raise ValueError(
-            f'q must have at most {MAX_GRID_YZ} sequences and heads for implementation="triton", '
+            f"{name} must have at most {MAX_GRID_YZ} sequences and heads for "
+            'implementation="triton", '
             f"got shape {tuple(q.shape)}"
         )
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from .dispatch import (
     DTYPES,
-    TRITON_DTYPES,
     Implementation,
     alignment,
     cdiv,
     check_implementation,
+    check_triton_can_take,
     device_of,
     runs_triton,
 )
-from .launches import HEAD_DIMS, block_d
+from .launches import block_d
 from .merge_launches import merge_config
 from .tiled import statistics_dtype
 
@@ -88,7 +88,7 @@ def merge_attention_states(
     _check_parts(outs, lses)
     check_implementation(implementation)
     if implementation == "triton":
-        _check_triton_can_take(outs)
+        check_triton_can_take(outs, name="outs")
     return _merge_attention_states_fwd(outs, lses, implementation)
 
 
@@ -139,19 +139,6 @@ def _check_parts(outs: Tensor, lses: Tensor) -> None:
         )
     if lses.device != outs.device:
         raise ValueError(f"lses must be on the device of outs, {outs.device}, got {lses.device}")
-
-
-def _check_triton_can_take(outs: Tensor) -> None:
-    if outs.dtype not in TRITON_DTYPES:
-        raise TypeError(
-            f'outs must be fp16, bf16 or fp32 for implementation="triton", got {outs.dtype}; '
-            'fp64 runs with implementation="torch"'
-        )
-    if outs.shape[-1] not in HEAD_DIMS:
-        raise ValueError(
-            f"outs must have a head dimension of {HEAD_DIMS[0]} to {HEAD_DIMS[-1]} for "
-            f'implementation="triton", got {outs.shape[-1]}'
-        )
 
 
 # ---- in PyTorch ----------------------------------------------------------------------------
